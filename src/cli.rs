@@ -1,0 +1,302 @@
+//! The command line: every option, its variable and its default, and what they mean together.
+
+use crate::ecr::client::Identity;
+use crate::ecr::http::Trust;
+use crate::ecr::registry::{Region, Registry, RoleArn};
+use crate::report::logging::{self, LogFormat};
+use crate::report::status::Output;
+use crate::settings::{DEFAULT_AUTH_FILE, Settings};
+use crate::target::auth_file::AuthFile;
+use clap::builder::BoolishValueParser;
+use clap::{Parser, Subcommand};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing_subscriber::filter::Targets;
+
+/// Keeps a Kubernetes node's Amazon ECR credentials fresh in the file that the kubelet reads.
+///
+/// Fetches an ECR authorization token and merges it, atomically, into the node's /var/lib/kubelet/config.json. The
+/// kubelet then pulls from ECR with no imagePullSecrets.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+
+    /// Refresh every target once, then exit. ECR is always asked.
+    #[arg(long, env = "ECR_NODE_AGENT_ONCE", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    once: bool,
+
+    /// Auth file to keep current; repeatable (in the variable: separated by spaces). [default: /var/lib/kubelet/config.json]
+    #[arg(
+        long = "auth-file",
+        value_name = "PATH",
+        env = "ECR_NODE_AGENT_AUTH_FILE",
+        hide_env_values = true,
+        value_delimiter = ' ',
+        global = true
+    )]
+    auth_files: Vec<PathBuf>,
+
+    /// Registry to write an entry for; repeatable (in the variable: separated by spaces). A host of ECR's, a pattern such
+    /// as `*.dkr.ecr.us-east-1.amazonaws.com`, or with `region=` a custom domain in front of ECR; `role=` is assumed for
+    /// this one. [default: the registry that the token names]
+    #[arg(
+        long = "registry",
+        value_name = "HOST[,region=REGION][,role=ARN]",
+        env = "ECR_NODE_AGENT_REGISTRY",
+        hide_env_values = true,
+        value_delimiter = ' ',
+        global = true
+    )]
+    registries: Vec<OneRegistry>,
+
+    /// Region of the default registry. [default: the AWS SDK's chain]
+    #[arg(long, value_name = "REGION", env = "ECR_NODE_AGENT_REGION", hide_env_values = true)]
+    region: Option<Region>,
+
+    /// Role to assume before asking ECR, where a registry names none.
+    #[arg(long, value_name = "ARN", env = "ECR_NODE_AGENT_ROLE_ARN", hide_env_values = true)]
+    role_arn: Option<RoleArn>,
+
+    /// Mounted Secret with the files `aws_access_key_id`, `aws_secret_access_key` and, if there is one,
+    /// `aws_session_token`; read anew at every refresh. [default: the AWS SDK's chain]
+    #[arg(long, value_name = "DIR", env = "ECR_NODE_AGENT_AWS_CREDENTIALS_DIR", hide_env_values = true)]
+    aws_credentials_dir: Option<PathBuf>,
+
+    /// How long `--once` keeps trying what may get better.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ECR_NODE_AGENT_TIMEOUT",
+        hide_env_values = true,
+        default_value = "60s",
+        value_parser = duration
+    )]
+    timeout: Duration,
+
+    /// Say what would change, with every secret left out, and change nothing.
+    #[arg(
+        long,
+        env = "ECR_NODE_AGENT_DRY_RUN",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new(),
+        global = true
+    )]
+    dry_run: bool,
+
+    /// How to write log lines, which go to standard error. [default: text on a terminal, else json]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "ECR_NODE_AGENT_LOG_FORMAT",
+        hide_env_values = true,
+        global = true
+    )]
+    log_format: Option<LogFormat>,
+
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `ecr_node_agent::ecr=debug`.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "ECR_NODE_AGENT_LOG_LEVEL",
+        hide_env_values = true,
+        default_value = "info",
+        value_parser = logging::filter,
+        global = true
+    )]
+    log_level: Targets,
+}
+
+const AFTER_HELP: &str = "\
+AWS credentials come from --aws-credentials-dir, or else from the AWS SDK's chain: environment, shared profile, web \
+identity (IRSA), container credentials (EKS Pod Identity, ECS), instance metadata. AWS_ENDPOINT_URL_ECR, \
+AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR \
+mean what they mean to other programs.
+
+Exit codes: 0 done, 1 unexpected, 2 usage, 3 no usable AWS credentials or region, 4 ECR refused or could not be reached, \
+5 an auth file could not be read or written.";
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Tell what this node's auth files hold for ECR, and until when. Exits 1 where an entry is missing or expired.
+    Status {
+        /// How to write it.
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        output: Output,
+    },
+    /// Take our entries out of the auth files again, as for uninstalling.
+    Remove,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Refresh every target once.
+    Once(Settings),
+    /// Tell what the auth files hold.
+    Status {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// The registries that must be there.
+        registries: Vec<Registry>,
+        /// How to tell.
+        output: Output,
+    },
+    /// Take our entries out.
+    Remove {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// Change nothing, only say what would change.
+        dry_run: bool,
+    },
+}
+
+/// Options that cannot be meant, alone or together.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum UsageError {
+    #[error("nothing to do: give --once, or a subcommand (see --help)")]
+    NothingToDo,
+    #[error("{option} {} is relative, and the agent's working directory means nothing to the kubelet", path.display())]
+    Relative { option: &'static str, path: PathBuf },
+    #[error("--auth-file {} is given twice", path.display())]
+    SameAuthFile { path: PathBuf },
+    #[error("--registry {key} is given twice")]
+    SameRegistry { key: String },
+}
+
+/// `Registry`, boxed in a type of its own so that clap shows its error and not the text around it.
+#[derive(Debug, Clone)]
+struct OneRegistry(Registry);
+
+impl std::str::FromStr for OneRegistry {
+    type Err = crate::ecr::registry::ParseRegistryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl Cli {
+    /// What to log, and how.
+    #[must_use]
+    pub fn logging(&self) -> (&Targets, Option<LogFormat>) {
+        (&self.log_level, self.log_format)
+    }
+
+    /// What the user said, checked as a whole.
+    ///
+    /// # Errors
+    /// When two options contradict each other.
+    pub fn into_command(self) -> Result<Command, UsageError> {
+        let registries: Vec<Registry> = self.registries.into_iter().map(|registry| registry.0).collect();
+        let mut keys = BTreeSet::new();
+        if let Some(twice) = registries.iter().find(|registry| !keys.insert(registry.key())) {
+            return Err(UsageError::SameRegistry { key: twice.key().to_owned() });
+        }
+        let auth_files = auth_files(self.auth_files)?;
+        match self.command {
+            Some(Subcommands::Status { output }) => Ok(Command::Status { auth_files, registries, output }),
+            Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
+            None if !self.once => Err(UsageError::NothingToDo),
+            None => {
+                let credentials_dir = self.aws_credentials_dir;
+                if let Some(path) = credentials_dir.as_ref().filter(|path| !path.is_absolute()) {
+                    let option = "--aws-credentials-dir";
+                    return Err(UsageError::Relative { option, path: path.clone() });
+                }
+                let identity = Identity {
+                    region: self.region,
+                    credentials_dir,
+                    trust: trust(),
+                    session_name: session_name(),
+                };
+                Ok(Command::Once(Settings {
+                    auth_files,
+                    registries,
+                    role: self.role_arn,
+                    identity,
+                    timeout: self.timeout,
+                    dry_run: self.dry_run,
+                }))
+            }
+        }
+    }
+}
+
+fn auth_files(paths: Vec<PathBuf>) -> Result<Vec<AuthFile>, UsageError> {
+    if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
+        return Err(UsageError::Relative { option: "--auth-file", path: path.clone() });
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(path) = paths.iter().find(|path| !seen.insert(*path)) {
+        return Err(UsageError::SameAuthFile { path: path.clone() });
+    }
+    let named = !paths.is_empty();
+    let paths = if named { paths } else { vec![PathBuf::from(DEFAULT_AUTH_FILE)] };
+    let kubelet_home = variable("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    Ok(paths.into_iter().map(|path| AuthFile { path, named, kubelet_home: kubelet_home.clone() }).collect())
+}
+
+/// Whose certificates to accept. The AWS SDK for Rust knows none of these variables, other AWS programs know them all.
+fn trust() -> Trust {
+    let file =
+        |name: &'static str| variable(name).map(|path| Trust::File { variable: name, path: path.into() });
+    file("AWS_CA_BUNDLE")
+        .or_else(|| file("SSL_CERT_FILE"))
+        .or_else(|| {
+            let directories = variable("SSL_CERT_DIR")?;
+            Some(Trust::Directories(std::env::split_paths(&directories).collect()))
+        })
+        .unwrap_or(Trust::System)
+}
+
+/// `ecr-node-agent@<node>`, as far as STS allows (`[\w+=,.@-]`, 64 characters).
+fn session_name() -> String {
+    let node = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || "+=,.@-_".contains(*c);
+    format!("ecr-node-agent@{node}").chars().filter(allowed).take(64).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is where settings are read")]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Reads a duration such as `90s`, `1h30m` or `PT11H`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let example = "expected a duration such as `90s` or `1h30m`";
+    let duration: jiff::SignedDuration = text.parse().map_err(|_| example.to_owned())?;
+    Duration::try_from(duration).map_err(|_| format!("a negative duration is none: {example}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_no_sign() {
+        let cases = [
+            ("60s", Some(60)),
+            ("1h30m", Some(5400)),
+            ("PT11H", Some(39_600)),
+            ("0s", Some(0)),
+            ("5", None),
+            ("-5s", None),
+            ("", None),
+            ("soon", None),
+        ];
+        for (text, seconds) in cases {
+            assert_eq!(duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! A whole docker config: parsed and judged by the kubelet's rules, serialised again without a change to what is not
+//! ours.
+//!
+//! Values that are not ours are kept as the text they were, so numbers, escapes, doubles and fields that nobody here
+//! knows survive. What the kubelet would not accept is reported; what it accepts and we could not carry over
+//! faithfully is [`Unusable::CannotCarry`].
+
+use super::entry::{self, Credentials, EntryProblem};
+use super::json::{self, Member};
+use super::key;
+use super::ledger::{self, Ledger};
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret as _, SecretString};
+use std::borrow::Cow;
+
+/// A docker config that the kubelet accepts.
+#[derive(Debug, Clone, Default)]
+pub struct Document<'a> {
+    pub(super) members: Vec<(Name<'a>, Part<'a>)>,
+}
+
+/// An object's name: as JSON text, and as Go decodes it.
+#[derive(Debug, Clone)]
+pub(super) struct Name<'a> {
+    json: Cow<'a, str>,
+    pub(super) text: String,
+}
+
+/// The value of one top-level member.
+#[derive(Debug, Clone)]
+pub(super) enum Part<'a> {
+    /// Not ours to look at: the value's text.
+    Foreign(&'a str),
+    /// `auths`.
+    Auths(Vec<(Name<'a>, Entry<'a>)>),
+    /// `"auths": null`.
+    NullAuths,
+    /// Our own key, where it could be read.
+    Ledger(Option<Ledger>),
+}
+
+/// One entry under `auths`.
+#[derive(Debug, Clone)]
+pub(super) enum Entry<'a> {
+    /// As it was: the value's text, which the kubelet can decode.
+    AsItWas(&'a str),
+    /// Ours: the base64 of `user:password`.
+    Ours(SecretString),
+}
+
+/// A document, and what had to be left out so that the kubelet accepts it.
+#[derive(Debug)]
+pub struct Parsed<'a> {
+    /// The good rest.
+    pub document: Document<'a>,
+    /// What spoils the file for the kubelet; empty for a file that it accepts.
+    pub spoilt: Vec<Spoilt>,
+}
+
+/// Something that makes the kubelet ignore a whole file.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Spoilt {
+    /// An entry that it cannot decode.
+    #[error("the entry `{}` cannot be decoded: {problem}", key.escape_debug())]
+    Entry {
+        /// Its key under `auths`.
+        key: String,
+        /// What is wrong with it.
+        problem: EntryProblem,
+    },
+    /// `auths` holds neither an object nor null.
+    #[error("`auths` is no JSON object")]
+    Auths,
+    /// `HttpHeaders` must hold strings.
+    #[error("`HttpHeaders` is no JSON object of strings")]
+    HttpHeaders,
+}
+
+/// Why there is no document to work with.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Unusable {
+    /// The kubelet ignores this file: it can be set aside, and nothing that worked is lost.
+    #[error("it is no JSON object ({0})")]
+    Invalid(String),
+    /// The kubelet reads this file, but we could not write it again as it is: nobody touches it.
+    #[error("{0}")]
+    CannotCarry(&'static str),
+}
+
+/// Parses what stands in an auth file.
+///
+/// # Errors
+/// Where there is nothing to merge into. An empty file is [`Unusable::Invalid`], as it is for the kubelet.
+pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        // Go reads invalid UTF-8 inside a string as U+FFFD. Outside a string it is a syntax error, replaced or not.
+        let replaced = Zeroizing::new(String::from_utf8_lossy(bytes).into_owned());
+        return Err(match parse_text(&replaced) {
+            Ok(_) => {
+                Unusable::CannotCarry("it holds invalid UTF-8, which the kubelet accepts and we cannot keep")
+            }
+            Err(unusable) => unusable,
+        });
+    };
+    parse_text(text)
+}
+
+fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
+    if json::too_deep(text) {
+        return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
+    }
+    let mut parsed = Parsed { document: Document::default(), spoilt: Vec::new() };
+    if text.trim_matches([' ', '\t', '\r', '\n']) == "null" {
+        return Ok(parsed);
+    }
+    for member in members(text)? {
+        let name = Name::read(member.name);
+        let part = if json::is_field(&name.text, "auths") {
+            parse_auths(member.value, &mut parsed.spoilt)
+        } else if name.text == ledger::KEY {
+            Some(Part::Ledger(Ledger::from_json(member.value)))
+        } else if json::is_field(&name.text, "httpheaders") && !is_object_of_strings(member.value) {
+            parsed.spoilt.push(Spoilt::HttpHeaders);
+            None
+        } else {
+            Some(Part::Foreign(member.value))
+        };
+        parsed.document.members.extend(part.map(|part| (name, part)));
+    }
+    if parsed.document.members.iter().filter(|(_, part)| part.is_auths()).count() > 1 {
+        return Err(Unusable::CannotCarry("`auths` stands in it more than once, which the kubelet merges"));
+    }
+    Ok(parsed)
+}
+
+/// Parses a legacy `.dockercfg`, whose entries stand at the top level, without `auths`.
+///
+/// # Errors
+/// Where the kubelet would not read it: it must be a JSON object.
+pub fn parse_legacy(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
+    let text = std::str::from_utf8(bytes).map_err(|error| Unusable::Invalid(error.to_string()))?;
+    if json::too_deep(text) {
+        return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
+    }
+    let mut spoilt = Vec::new();
+    let part = parse_auths(text.trim(), &mut spoilt)
+        .ok_or_else(|| Unusable::Invalid("expected an object of entries".to_owned()))?;
+    Ok(Parsed { document: Document { members: vec![(Name::new("auths"), part)] }, spoilt })
+}
+
+fn members(text: &str) -> Result<Vec<Member<'_>>, Unusable> {
+    // The message of a syntax error names a place and a kind, never a value.
+    json::members(text).map_err(|error| Unusable::Invalid(error.to_string()))
+}
+
+fn parse_auths<'a>(text: &'a str, spoilt: &mut Vec<Spoilt>) -> Option<Part<'a>> {
+    if text == "null" {
+        return Some(Part::NullAuths);
+    }
+    let Ok(members) = json::members(text) else {
+        spoilt.push(Spoilt::Auths);
+        return None;
+    };
+    let mut entries = Vec::new();
+    for member in members {
+        let name = Name::read(member.name);
+        match entry::decode(member.value) {
+            Ok(_) => entries.push((name, Entry::AsItWas(member.value))),
+            Err(problem) => spoilt.push(Spoilt::Entry { key: name.text, problem }),
+        }
+    }
+    Some(Part::Auths(entries))
+}
+
+fn is_object_of_strings(text: &str) -> bool {
+    let is_string = |member: &Member<'_>| member.value.starts_with('"') || member.value == "null";
+    text == "null" || json::members(text).is_ok_and(|members| members.iter().all(is_string))
+}
+
+impl<'a> Name<'a> {
+    fn read(json: &'a str) -> Self {
+        Self { json: Cow::Borrowed(json), text: json::string(json).unwrap_or_default() }
+    }
+
+    pub(super) fn new(text: &str) -> Self {
+        Self { json: Cow::Owned(json::quoted(text)), text: text.to_owned() }
+    }
+}
+
+impl Part<'_> {
+    pub(super) fn is_auths(&self) -> bool {
+        matches!(self, Self::Auths(_) | Self::NullAuths)
+    }
+}
+
+impl Entry<'_> {
+    /// Whether this entry says `{"auth": <auth>}` and nothing else.
+    pub(super) fn says_just(&self, auth: &SecretString) -> bool {
+        match self {
+            Self::Ours(ours) => ours.expose_secret() == auth.expose_secret(),
+            Self::AsItWas(text) => json::members(text).is_ok_and(|members| match members.as_slice() {
+                [only] => {
+                    only.name == "\"auth\""
+                        && only.value.strip_prefix('"').and_then(|value| value.strip_suffix('"'))
+                            == Some(auth.expose_secret())
+                }
+                _ => false,
+            }),
+        }
+    }
+
+    /// User and password in this entry, as the kubelet decodes them.
+    fn credentials(&self) -> Option<Credentials> {
+        match self {
+            Self::Ours(auth) => entry::decode_auth(auth).ok(),
+            Self::AsItWas(text) => entry::decode(text).ok(),
+        }
+    }
+}
+
+impl<'a> Document<'a> {
+    /// What the document remembers for us, where it remembers anything.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Ledger> {
+        self.members.iter().rev().find_map(|(_, part)| match part {
+            Part::Ledger(ledger) => ledger.as_ref(),
+            _ => None,
+        })
+    }
+
+    /// The keys under `auths`, in the document's order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries().iter().map(|(name, _)| name.text.as_str())
+    }
+
+    /// The credentials under `key`, which must be spelt as it stands there. Of doubles the last counts, as for Go.
+    #[must_use]
+    pub fn credentials(&self, key: &str) -> Option<Credentials> {
+        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
+        entry.credentials()
+    }
+
+    /// Whether nothing is in it that anybody put there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Takes over the entries of `other`, except those for registries that are here already. Returns their keys.
+    pub fn take_along(&mut self, other: &Document<'a>) -> Vec<String> {
+        let here: Vec<_> = self.keys().map(key::index_key).collect();
+        let along: Vec<_> =
+            other.entries().iter().filter(|(name, _)| !here.contains(&key::index_key(&name.text))).collect();
+        let keys = along.iter().map(|(name, _)| name.text.clone()).collect();
+        if !along.is_empty() {
+            self.auths_mut().0.extend(along.into_iter().cloned());
+        }
+        keys
+    }
+
+    /// Whether every entry here stands in `other` too, to the letter.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        let is_there = |(name, entry): &(Name<'_>, Entry<'_>)| match entry {
+            Entry::AsItWas(text) => other.entries().iter().any(|(other_name, other)| {
+                other_name.text == name.text && matches!(other, Entry::AsItWas(other) if other == text)
+            }),
+            Entry::Ours(_) => false,
+        };
+        self.entries().iter().all(is_there)
+    }
+
+    /// Whether there is more in it than `auths`.
+    #[must_use]
+    pub fn has_other_fields(&self) -> bool {
+        self.members.iter().any(|(_, part)| matches!(part, Part::Foreign(_)))
+    }
+
+    pub(super) fn entries(&self) -> &[(Name<'a>, Entry<'a>)] {
+        let auths = self.members.iter().find_map(|(_, part)| match part {
+            Part::Auths(entries) => Some(entries.as_slice()),
+            _ => None,
+        });
+        auths.unwrap_or_default()
+    }
+
+    /// The entries to change, and what had to be made for there to be any.
+    pub(super) fn auths_mut(&mut self) -> (&mut Vec<(Name<'a>, Entry<'a>)>, Option<ledger::Created>) {
+        let found = self.members.iter().position(|(_, part)| part.is_auths());
+        let (at, created) = match found {
+            Some(at) if matches!(self.members[at].1, Part::NullAuths) => {
+                self.members[at].1 = Part::Auths(Vec::new());
+                (at, Some(ledger::Created::AuthsFromNull))
+            }
+            Some(at) => (at, None),
+            None => {
+                self.members.push((Name::new("auths"), Part::Auths(Vec::new())));
+                (self.members.len() - 1, Some(ledger::Created::Auths))
+            }
+        };
+        let Part::Auths(entries) = &mut self.members[at].1 else {
+            unreachable!("the member at this place is `auths`, by the lines above")
+        };
+        (entries, created)
+    }
+
+    /// The document as text, indented as docker does it. The bytes hold credentials and are zeroed when dropped.
+    #[must_use]
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        // Sized up front: a vector that grows leaves copies of what it held behind, which nobody would zero.
+        let mut size = Size(16);
+        self.write(&mut size);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(size.0));
+        self.write(&mut *bytes);
+        bytes
+    }
+
+    fn write(&self, out: &mut impl Out) {
+        object(out, "", &self.members, |out, part| match part {
+            Part::Foreign(text) => out.put(text),
+            Part::NullAuths => out.put("null"),
+            Part::Auths(entries) => object(out, "\t", entries, |out, entry| match entry {
+                Entry::AsItWas(text) => out.put(text),
+                Entry::Ours(auth) => {
+                    // Base64 needs no escapes.
+                    out.put("{\n\t\t\t\"auth\": \"");
+                    out.put(auth.expose_secret());
+                    out.put("\"\n\t\t}");
+                }
+            }),
+            Part::Ledger(ledger) => {
+                let text = serde_json::to_string_pretty(ledger).unwrap_or_else(|_| "null".to_owned());
+                out.put(&text.replace('\n', "\n\t").replace("  ", "\t"));
+            }
+        });
+        out.put("\n");
+    }
+}
+
+/// Where text goes: into bytes, or only counted.
+trait Out {
+    fn put(&mut self, text: &str);
+}
+
+impl Out for Vec<u8> {
+    fn put(&mut self, text: &str) {
+        self.extend_from_slice(text.as_bytes());
+    }
+}
+
+struct Size(usize);
+
+impl Out for Size {
+    fn put(&mut self, text: &str) {
+        self.0 += text.len();
+    }
+}
+
+fn object<O: Out, T>(out: &mut O, indent: &str, members: &[(Name<'_>, T)], value: impl Fn(&mut O, &T)) {
+    if members.is_empty() {
+        return out.put("{}");
+    }
+    out.put("{");
+    for (number, (name, part)) in members.iter().enumerate() {
+        out.put(if number == 0 { "\n" } else { ",\n" });
+        out.put(indent);
+        out.put("\t");
+        out.put(&name.json);
+        out.put(": ");
+        value(out, part);
+    }
+    out.put("\n");
+    out.put(indent);
+    out.put("}");
+}

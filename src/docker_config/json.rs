@@ -1,0 +1,166 @@
+//! JSON objects as Go's `encoding/json` reads them, with every name and value kept as the text it was.
+//!
+//! The kubelet is a Go program, and Go's JSON is not serde's: object names match in any letter case, a name may
+//! stand twice, lone surrogates become U+FFFD, numbers may be out of range, nesting may be 10,000 deep. So values
+//! that are not ours stay raw text: what is never decoded cannot be changed.
+
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+
+/// One `"name": value` of an object, both as their JSON text.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// The name with its quotes and escapes.
+    pub name: &'a str,
+    /// The value's text.
+    pub value: &'a str,
+}
+
+/// The members of a JSON object in their order, doubles included.
+///
+/// # Errors
+/// When `text` is no JSON object. Texts nested deeper than Go allows are the caller's to refuse ([`too_deep`]).
+pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
+    struct Members;
+
+    impl<'de> Visitor<'de> for Members {
+        type Value = Vec<Member<'de>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = Vec::new();
+            while let Some((name, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+                // `RawValue` would take any value as a name; JSON itself allows strings alone.
+                if !name.get().starts_with('"') {
+                    return Err(A::Error::custom("an object's name is no string"));
+                }
+                members.push(Member { name: name.get(), value: value.get() });
+            }
+            Ok(members)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let members = deserializer.deserialize_map(Members)?;
+    deserializer.end()?;
+    Ok(members)
+}
+
+/// The value of a JSON string as Go decodes it, or `None` where `text` is no string.
+#[must_use]
+pub fn string(text: &str) -> Option<String> {
+    struct Bytes;
+
+    impl Visitor<'_> for Bytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON string")
+        }
+
+        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+            Ok(bytes.to_vec())
+        }
+    }
+
+    if !text.starts_with('"') {
+        return None;
+    }
+    // Asked for bytes, serde_json lets lone surrogates pass as three bytes each (WTF-8); Go makes U+FFFD of them.
+    let bytes = serde_json::Deserializer::from_str(text).deserialize_bytes(Bytes).ok()?;
+    let surrogates: Vec<usize> = (2..bytes.len())
+        .filter(|&at| bytes[at - 2] == 0xED && bytes[at - 1] >= 0xA0)
+        .map(|at| at - 2)
+        .collect();
+    let mut bytes = bytes;
+    for at in surrogates {
+        bytes[at..at + 3].copy_from_slice("\u{FFFD}".as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// `text` as a JSON string, quotes included.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Whether Go takes `name` for its struct's field `field` (given in lower case).
+///
+/// Go compares under simple case folding, in which `ſ` is an `s` and the Kelvin sign a `k` (`encoding/json`,
+/// `foldName`).
+#[must_use]
+pub fn is_field(name: &str, field: &str) -> bool {
+    let folded = name.chars().map(|c| match c {
+        '\u{17F}' => 's',
+        '\u{212A}' => 'k',
+        c => c.to_ascii_lowercase(),
+    });
+    folded.eq(field.chars())
+}
+
+/// Whether `text` is nested deeper than the 10,000 levels at which Go's decoder gives up.
+#[must_use]
+pub fn too_deep(text: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > 10_000 {
+                    return true;
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_read_as_go_reads_them() {
+        let cases = [
+            (r#""plain""#, Some("plain")),
+            (r#""a\u00e9\n\"""#, Some("aé\n\"")),
+            (r#""\ud83d\ude00""#, Some("😀")),
+            (r#""a\ud800b""#, Some("a\u{FFFD}b")),
+            (r#""\ud800\ud800""#, Some("\u{FFFD}\u{FFFD}")),
+            ("12", None),
+            ("null", None),
+            ("[]", None),
+        ];
+        for (text, value) in cases {
+            assert_eq!(string(text).as_deref(), value, "{text}");
+        }
+    }
+
+    #[test]
+    fn members_keep_their_text_their_order_and_their_doubles() {
+        let text = "{ \"b\" : 1e999, \"a\":[ 1,2 ] , \"b\": \"\\ud800\" }";
+        let read: Vec<_> = members(text).unwrap().iter().map(|member| (member.name, member.value)).collect();
+        assert_eq!(read, [("\"b\"", "1e999"), ("\"a\"", "[ 1,2 ]"), ("\"b\"", "\"\\ud800\"")]);
+        for bad in ["", "[]", "null", "{} {}", "{1:2}", "{null:2}", "{\"a\":1,}", "{\"a\":01}", "{'a':1}"] {
+            assert!(members(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_strings() {
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(!too_deep(&nested(10_000)));
+        assert!(too_deep(&nested(10_001)));
+        assert!(!too_deep(&format!("\"{}\\\"{}\"", "[".repeat(6_000), "[".repeat(6_000))));
+    }
+}

@@ -1,0 +1,202 @@
+//! What a publish, or a removal, has to do to a document.
+//!
+//! The decision is a value ([`Plan`]), so that "nothing to do" is a case of its own and not a write that happens to
+//! change nothing.
+
+use super::document::{Document, Entry, Name, Part};
+use super::key::index_key;
+use super::ledger::{self, Created, Ledger, Record};
+use jiff::Timestamp;
+use secrecy::SecretString;
+use secrecy::zeroize::Zeroizing;
+use std::collections::BTreeMap;
+
+/// What is wanted of a document.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Entries to write, by key.
+    pub entries: BTreeMap<String, WantedEntry>,
+    /// Registries that are asked for but have no new token: what is there stays.
+    pub keep: Vec<String>,
+    /// Registries without a new token whose entry must go where it is good no longer than until this time: the kubelet
+    /// makes no anonymous attempt after a credential that fails, so for a registry that also serves anonymously an
+    /// expired entry is worse than none.
+    pub lapse: BTreeMap<String, Timestamp>,
+    /// Whether every entry of ours that is in none of these lists goes. Not so where a refresh could not learn which
+    /// registries it is for.
+    pub drop_others: bool,
+}
+
+/// How the document to merge into came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It is the file's, whole.
+    Whole,
+    /// It is the good rest of a file that the kubelet ignores as it is.
+    Spoilt,
+    /// There was no file, or nothing in it.
+    Nothing,
+}
+
+/// One entry to write.
+#[derive(Debug, Clone)]
+pub struct WantedEntry {
+    /// The base64 of `user:password`.
+    pub auth: SecretString,
+    /// What the ledger is to remember of it.
+    pub record: Record,
+}
+
+/// What has to happen to the file.
+#[derive(Debug)]
+pub enum Plan {
+    /// The document already says so: no write, no fsync, no inode change.
+    Keep,
+    /// Replace the file by these bytes.
+    Replace(Zeroizing<Vec<u8>>, Changes),
+    /// Delete the file: it was ours, and nothing is left in it.
+    Delete(Changes),
+}
+
+/// What a plan changes, for whoever tells it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys of ours that are new or have a new value, and until when they are good.
+    pub written: Vec<(String, Timestamp)>,
+    /// Keys as they stood, not marked as ours, of registries that we now keep.
+    pub taken_over: Vec<String>,
+    /// Keys of ours that went.
+    pub removed: Vec<String>,
+}
+
+/// Plans the merge of `wanted` into `document`. Everything that is not ours keeps its place and value.
+///
+/// `found` says how the document came about: a new one is marked as ours, so that [`remove`] can undo that too, and a
+/// mended one is written even if nothing else changes.
+#[must_use]
+pub fn plan(mut document: Document<'_>, wanted: &Wanted, found: Found) -> Plan {
+    let before = document.ledger().cloned();
+    let mut ledger = before.clone().unwrap_or_default();
+    if found == Found::Nothing {
+        ledger.created = ledger.created.or(Some(Created::File));
+    }
+    let mut changes = Changes::default();
+
+    let goes = |key: &String, record: &Record| match wanted.lapse.get(key) {
+        Some(until) => record.expires_at <= *until,
+        None => wanted.drop_others && !wanted.entries.contains_key(key) && !wanted.keep.contains(key),
+    };
+    changes.removed =
+        ledger.entries.iter().filter(|(key, record)| goes(key, record)).map(|(key, _)| key.clone()).collect();
+    if !changes.removed.is_empty() {
+        ledger.entries.retain(|key, _| !changes.removed.contains(key));
+        document.auths_mut().0.retain(|(name, _)| !changes.removed.contains(&name.text));
+    }
+    for (key, entry) in &wanted.entries {
+        let (entries, made) = document.auths_mut();
+        ledger.created = ledger.created.or(made);
+        if put(entries, key, entry, ledger.entries.contains_key(key), &mut changes.taken_over) {
+            changes.written.push((key.clone(), entry.record.expires_at));
+        }
+        ledger.entries.insert(key.clone(), entry.record.clone());
+    }
+    // An entry that somebody took out is not ours any more, and says nothing of freshness.
+    let keys: Vec<String> = document.keys().map(str::to_owned).collect();
+    ledger.entries.retain(|key, _| keys.contains(key));
+
+    let unchanged = found != Found::Spoilt
+        && changes == Changes::default()
+        && (before.as_ref() == Some(&ledger) || before.is_none() && ledger.entries.is_empty());
+    if unchanged {
+        return Plan::Keep;
+    }
+    set_ledger(&mut document, ledger);
+    Plan::Replace(document.to_bytes(), changes)
+}
+
+/// Puts one entry in its place. Returns whether anything changed.
+fn put(
+    entries: &mut Vec<(Name<'_>, Entry<'_>)>,
+    key: &str,
+    wanted: &WantedEntry,
+    ours: bool,
+    taken_over: &mut Vec<String>,
+) -> bool {
+    let same: Vec<usize> =
+        (0..entries.len()).filter(|&at| is_same_registry(&entries[at].0.text, key)).collect();
+    if let [only] = same.as_slice()
+        && entries[*only].0.text == key
+        && entries[*only].1.says_just(&wanted.auth)
+        && ours
+    {
+        return false;
+    }
+    // Other spellings of this registry would be tried beside ours, in random order, so they go as well.
+    taken_over
+        .extend(same.iter().map(|&at| &entries[at].0.text).filter(|text| !ours || *text != key).cloned());
+    let entry = (Name::new(key), Entry::Ours(wanted.auth.clone()));
+    match same.first() {
+        Some(&first) => {
+            entries[first] = entry;
+            let mut at = 0;
+            entries.retain(|_| {
+                at += 1;
+                at - 1 == first || !same.contains(&(at - 1))
+            });
+        }
+        None => entries.push(entry),
+    }
+    true
+}
+
+/// Plans the removal of all that is ours from `document`.
+///
+/// `hidden` is the document that the kubelet would read if this one were not there: a file of our making that holds no
+/// more than that is deleted.
+#[must_use]
+pub fn remove(mut document: Document<'_>, hidden: Option<&Document<'_>>) -> Plan {
+    let Some(ledger) = document.ledger().cloned() else { return Plan::Keep };
+    let removed: Vec<String> =
+        document.keys().filter(|key| ledger.entries.contains_key(*key)).map(str::to_owned).collect();
+    if !removed.is_empty() {
+        document.auths_mut().0.retain(|(name, _)| !removed.contains(&name.text));
+    }
+    document.members.retain(|(_, part)| !matches!(part, Part::Ledger(_)));
+    let nothing_left = document.entries().is_empty();
+    let made_auths = matches!(ledger.created, Some(Created::Auths | Created::AuthsFromNull));
+    if nothing_left && made_auths {
+        if ledger.created == Some(Created::AuthsFromNull) {
+            for (_, part) in document.members.iter_mut().filter(|(_, part)| part.is_auths()) {
+                *part = Part::NullAuths;
+            }
+        } else {
+            document.members.retain(|(_, part)| !part.is_auths());
+        }
+    }
+    let changes = Changes { removed, ..Changes::default() };
+    let only_what_is_hidden = nothing_left || hidden.is_some_and(|hidden| document.is_within(hidden));
+    if ledger.created == Some(Created::File) && only_what_is_hidden && !document.has_other_fields() {
+        return Plan::Delete(changes);
+    }
+    Plan::Replace(document.to_bytes(), changes)
+}
+
+fn is_same_registry(text: &str, key: &str) -> bool {
+    text == key || index_key(text).is_some_and(|index| index == key)
+}
+
+/// Writes the ledger in its place, or at the end.
+fn set_ledger(document: &mut Document<'_>, ledger: Ledger) {
+    let mut ledger = Some(ledger);
+    document.members.retain_mut(|(_, part)| {
+        if matches!(part, Part::Ledger(_)) {
+            let first = ledger.is_some();
+            *part = Part::Ledger(ledger.take());
+            return first;
+        }
+        true
+    });
+    if ledger.is_some() {
+        document.members.push((Name::new(ledger::KEY), Part::Ledger(ledger)));
+    }
+}

@@ -1,0 +1,391 @@
+//! ECR's registry hosts, and what `--registry` may say of them.
+//!
+//! A host tells its region and its kind of endpoint, and with them the one API call whose token it accepts. Hosts that only look
+//! like them are refused with the part that is wrong: an entry for a host that is not ECR's would send our token to a stranger.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Suffixes of `<account>.dkr.ecr[-fips].<region>.<suffix>`, one for each AWS partition.
+const SUFFIXES: [&str; 7] = [
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "amazonaws.eu",
+    "c2s.ic.gov",
+    "sc2s.sgov.gov",
+    "cloud.adc-e.uk",
+    "csp.hci.ic.gov",
+];
+/// Suffixes of the dual-stack form `<account>.dkr-ecr[-fips].<region>.<suffix>`.
+const DUAL_STACK_SUFFIXES: [&str; 2] = ["on.aws", "on.amazonwebservices.com.cn"];
+/// ECR Public has one API, in one region.
+const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+const PUBLIC_REGION: &str = "us-east-1";
+
+/// An AWS region's name, such as `eu-west-1`. Well-formed; whether AWS has it only AWS knows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Region(String);
+
+/// A text that is no region's name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{}` is no AWS region: expected one like `eu-west-1`", .0.escape_debug())]
+pub struct ParseRegionError(String);
+
+impl FromStr for Region {
+    type Err = ParseRegionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let well_formed = match parts.as_slice() {
+            [first, middle @ .., number] => {
+                !middle.is_empty()
+                    && std::iter::once(first)
+                        .chain(middle)
+                        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase()))
+                    && (1..=2).contains(&number.len())
+                    && number.bytes().all(|byte| byte.is_ascii_digit())
+            }
+            _ => false,
+        };
+        if well_formed && text.len() <= 32 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseRegionError(text.to_owned()))
+        }
+    }
+}
+
+impl Region {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The ARN of an IAM role, such as `arn:aws:iam::123456789012:role/nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoleArn(String);
+
+/// A text that is no role's ARN.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{}` is no role's ARN: expected one like `arn:aws:iam::123456789012:role/NAME`", .0.escape_debug())]
+pub struct ParseRoleArnError(String);
+
+impl FromStr for RoleArn {
+    type Err = ParseRoleArnError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.splitn(6, ':').collect();
+        let well_formed = match parts.as_slice() {
+            ["arn", partition, "iam", "", account, role] => {
+                partition.starts_with("aws")
+                    && is_account(account)
+                    && role.strip_prefix("role/").is_some_and(|name| {
+                        !name.is_empty()
+                            && !name.ends_with('/')
+                            && name
+                                .bytes()
+                                .all(|byte| byte.is_ascii_alphanumeric() || b"+=,.@-_/".contains(&byte))
+                    })
+            }
+            _ => false,
+        };
+        if well_formed && text.len() <= 2048 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseRoleArnError(text.to_owned()))
+        }
+    }
+}
+
+impl RoleArn {
+    /// The ARN.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RoleArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which of ECR's endpoints of a region a host belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Endpoint {
+    /// `ecr`, private registries.
+    Private {
+        /// The FIPS 140 endpoint.
+        fips: bool,
+        /// The endpoint that also speaks IPv6.
+        dual_stack: bool,
+    },
+    /// `ecr-public`: the public gallery.
+    Public,
+}
+
+impl Endpoint {
+    /// A region's ordinary endpoint.
+    pub const STANDARD: Self = Self::Private { fips: false, dual_stack: false };
+}
+
+/// Whom to ask for a token, and as whom. Two registries with equal sources share one token; no others ever do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenSource {
+    /// The region that is asked.
+    pub region: Region,
+    /// The endpoint that is asked.
+    pub endpoint: Endpoint,
+    /// The role to assume first.
+    pub role: Option<RoleArn>,
+}
+
+impl fmt::Display for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.endpoint {
+            Endpoint::Public => " public",
+            Endpoint::Private { fips: true, dual_stack: true } => " fips dual-stack",
+            Endpoint::Private { fips: true, dual_stack: false } => " fips",
+            Endpoint::Private { fips: false, dual_stack: true } => " dual-stack",
+            Endpoint::Private { fips: false, dual_stack: false } => "",
+        };
+        write!(f, "{}{kind}", self.region)?;
+        self.role.as_ref().map_or(Ok(()), |role| write!(f, " as {role}"))
+    }
+}
+
+/// A registry to write an entry for, as `--registry HOST[,region=REGION][,role=ARN]` says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    key: String,
+    region: Region,
+    endpoint: Endpoint,
+    role: Option<RoleArn>,
+}
+
+/// Why a text is no [`Registry`]. The messages name the part that is wrong.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ParseRegistryError {
+    /// Nothing before the first comma.
+    #[error("the host is missing: expected HOST[,region=REGION][,role=ARN]")]
+    NoHost,
+    /// Something behind the host that is neither `region=` nor `role=`.
+    #[error("`{}` is neither `region=REGION` nor `role=ARN`", .0.escape_debug())]
+    Option(String),
+    /// The same option twice.
+    #[error("`{0}=` is given twice")]
+    Twice(&'static str),
+    /// `region=` without a region.
+    #[error(transparent)]
+    Region(#[from] ParseRegionError),
+    /// `role=` without an ARN.
+    #[error(transparent)]
+    Role(#[from] ParseRoleArnError),
+    /// A URL, a repository, a tag.
+    #[error("`{}` is more than a host: give the host alone, without scheme, path or user", .0.escape_debug())]
+    NotAHost(String),
+    /// A port on a host of ECR's: the kubelet would match it with no image.
+    #[error("ECR's registries have no port: drop `:{0}`")]
+    Port(String),
+    /// A character that no host name has, or an empty or long label.
+    #[error("`{}` is no host name (label `{}`)", .0.escape_debug(), .1.escape_debug())]
+    Label(String, String),
+    /// Not twelve digits.
+    #[error("`{}` is no AWS account: expected 12 digits, or a pattern such as `*`", .0.escape_debug())]
+    Account(String),
+    /// A pattern where the region belongs.
+    #[error("a pattern must name its region, and `{}` does not: a token is good for one region only", .0.escape_debug())]
+    RegionPattern(String),
+    /// The region in the host is none.
+    #[error("the host's region is wrong: {0}")]
+    HostRegion(ParseRegionError),
+    /// Like ECR's, but with a suffix that AWS does not use.
+    #[error("`{}` is not AWS's: expected {expected}", .suffix.escape_debug())]
+    Suffix {
+        /// What stands behind the region.
+        suffix: String,
+        /// What could stand there.
+        expected: String,
+    },
+    /// No host of ECR's, and no `region=` that would make it a custom domain.
+    #[error("`{}` is no ECR registry; for a custom domain in front of one, add `,region=REGION`", .0.escape_debug())]
+    NotEcr(String),
+    /// `region=` contradicts the host.
+    #[error("the host is in {host}, and a token of {given} is no good there: drop `region=`")]
+    OtherRegion {
+        /// The region in the host.
+        host: Region,
+        /// The region behind `region=`.
+        given: Region,
+    },
+    /// A pattern wide enough for registries that are not AWS's.
+    #[error("`{}` would also match registries of others: its last two labels must be spelt out", .0.escape_debug())]
+    WidePattern(String),
+}
+
+impl FromStr for Registry {
+    type Err = ParseRegistryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (host, mut options) =
+            text.split_once(',').map_or((text, None), |(host, rest)| (host, Some(rest)));
+        let (mut region, mut role) = (None, None);
+        while let Some(option) = options {
+            // A role's name may hold commas: an option ends where the next one begins.
+            let end = [",region=", ",role="].iter().filter_map(|next| option.find(next)).min();
+            let (this, rest) = end.map_or((option, None), |end| (&option[..end], Some(&option[end + 1..])));
+            options = rest;
+            if let Some(value) = this.strip_prefix("region=") {
+                if region.replace(value.parse::<Region>()?).is_some() {
+                    return Err(ParseRegistryError::Twice("region"));
+                }
+            } else if let Some(value) = this.strip_prefix("role=") {
+                if role.replace(value.parse::<RoleArn>()?).is_some() {
+                    return Err(ParseRegistryError::Twice("role"));
+                }
+            } else {
+                return Err(ParseRegistryError::Option(this.to_owned()));
+            }
+        }
+        let key = host.to_ascii_lowercase();
+        let (host_region, endpoint) = match (read_host(&key), &region) {
+            (Ok(known), _) => known,
+            // A name that is like ECR's but is not is refused even with a region: it is a slip or a trick.
+            (Err(ParseRegistryError::NotEcr(_)), Some(region)) => {
+                check_custom_domain(&key)?;
+                (region.clone(), Endpoint::STANDARD)
+            }
+            (Err(error), _) => return Err(error),
+        };
+        if let Some(given) = region.filter(|given| *given != host_region) {
+            return Err(ParseRegistryError::OtherRegion { host: host_region, given });
+        }
+        Ok(Self { key, region: host_region, endpoint, role })
+    }
+}
+
+impl Registry {
+    /// The key of its entry under `auths`: the host or pattern, in lower case.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whom to ask for its token; as `default_role` where it names no role itself.
+    #[must_use]
+    pub fn source(&self, default_role: Option<&RoleArn>) -> TokenSource {
+        let role = self.role.as_ref().or(default_role).cloned();
+        TokenSource { region: self.region.clone(), endpoint: self.endpoint, role }
+    }
+}
+
+/// Whether this key is a host or pattern of ECR's, for telling people what an auth file holds.
+#[must_use]
+pub fn is_ecr_host(key: &str) -> bool {
+    read_host(key).is_ok()
+}
+
+/// The registry that an answer of ECR's names as its `proxyEndpoint`: a bare `host[:port]`, in lower case.
+///
+/// Any host is taken, since private endpoints of the API name their own, but nothing that is more than a host.
+#[must_use]
+pub fn host_of_proxy_endpoint(url: &str) -> Option<String> {
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    let host = host.strip_suffix('/').unwrap_or(host).to_ascii_lowercase();
+    let (name, port) = host.split_once(':').map_or((host.as_str(), None), |(name, port)| (name, Some(port)));
+    let port_is_one = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    (port_is_one && !name.contains('*') && check_labels(name).is_ok()).then(|| host.clone())
+}
+
+/// Region and endpoint of a host or pattern of ECR's, given in lower case.
+fn read_host(host: &str) -> Result<(Region, Endpoint), ParseRegistryError> {
+    if host.is_empty() {
+        return Err(ParseRegistryError::NoHost);
+    }
+    if host.contains(['/', '@']) {
+        return Err(ParseRegistryError::NotAHost(host.to_owned()));
+    }
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    check_labels(name)?;
+    if PUBLIC_HOSTS.contains(&name) {
+        return match port {
+            Some(port) => Err(ParseRegistryError::Port(port.to_owned())),
+            None => Ok((Region(PUBLIC_REGION.to_owned()), Endpoint::Public)),
+        };
+    }
+    let labels: Vec<&str> = name.split('.').collect();
+    let (account, fips, dual_stack, region, suffix) = match labels.as_slice() {
+        [account, "dkr", "ecr", region, suffix @ ..] => (account, false, false, region, suffix),
+        [account, "dkr", "ecr-fips", region, suffix @ ..] => (account, true, false, region, suffix),
+        [account, "dkr-ecr", region, suffix @ ..] => (account, false, true, region, suffix),
+        [account, "dkr-ecr-fips", region, suffix @ ..] => (account, true, true, region, suffix),
+        _ => return Err(ParseRegistryError::NotEcr(host.to_owned())),
+    };
+    let suffix = suffix.join(".");
+    // An interface endpoint's own name (`vpce-….dkr.ecr.<region>.vpce.amazonaws.com`) is a custom domain to us.
+    if account.starts_with("vpce-") && suffix.starts_with("vpce.amazonaws.com") {
+        return Err(ParseRegistryError::NotEcr(host.to_owned()));
+    }
+    let expected: &[&str] = if dual_stack { &DUAL_STACK_SUFFIXES } else { &SUFFIXES };
+    if !expected.contains(&suffix.as_str()) {
+        let expected = expected.iter().map(|suffix| format!("`{suffix}`")).collect::<Vec<_>>().join(", ");
+        return Err(ParseRegistryError::Suffix { suffix, expected });
+    }
+    let account_pattern = account.contains('*')
+        && account.len() <= 12
+        && account.bytes().all(|byte| byte == b'*' || byte.is_ascii_digit());
+    if !account_pattern && !is_account(account) {
+        return Err(ParseRegistryError::Account((*account).to_owned()));
+    }
+    if region.contains('*') {
+        return Err(ParseRegistryError::RegionPattern(name.to_owned()));
+    }
+    if let Some(port) = port {
+        return Err(ParseRegistryError::Port(port.to_owned()));
+    }
+    let region = region.parse().map_err(ParseRegistryError::HostRegion)?;
+    Ok((region, Endpoint::Private { fips, dual_stack }))
+}
+
+fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A custom domain: any host name, with a port if it must be, as wide as one owner's domain.
+fn check_custom_domain(host: &str) -> Result<(), ParseRegistryError> {
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    if let Some(port) = port.filter(|port| port.parse::<u16>().is_err()) {
+        return Err(ParseRegistryError::Port(port.to_owned()));
+    }
+    let last_two: Vec<&str> = name.rsplit('.').take(2).collect();
+    if name.contains('*') && (last_two.len() < 2 || last_two.iter().any(|label| label.contains('*'))) {
+        return Err(ParseRegistryError::WidePattern(host.to_owned()));
+    }
+    Ok(())
+}
+
+/// Host name labels (RFC 1123), where `*` may stand for a part: `?` and `[` do not survive the kubelet's URL parser.
+fn check_labels(name: &str) -> Result<(), ParseRegistryError> {
+    let is_label = |label: &str| {
+        let inner =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'*';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    match name.split('.').find(|label| !is_label(label)) {
+        Some(label) => Err(ParseRegistryError::Label(name.to_owned(), label.to_owned())),
+        None if name.len() > 253 => Err(ParseRegistryError::Label(name.to_owned(), name.to_owned())),
+        None => Ok(()),
+    }
+}

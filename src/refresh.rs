@@ -1,0 +1,303 @@
+//! One round: fetch a token for each source, publish them to every target. `remove` is a round without tokens.
+//!
+//! What fails does not keep the rest from being served; [`Round`] says what became of each part, and all that an
+//! operator sees is a function of it.
+
+use crate::clock;
+use crate::docker_config::ledger::Record;
+use crate::docker_config::merge::{Wanted, WantedEntry};
+use crate::ecr::client::{Caller, Ecr};
+use crate::ecr::refusal::{AnswerError, Refusal};
+use crate::ecr::registry::{Endpoint, Region, TokenSource};
+use crate::ecr::token::Token;
+use crate::report::ending::{Ending, chain};
+use crate::schedule::retry_delay;
+use crate::settings::Settings;
+use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Outcome};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+
+/// An entry for a registry that also serves anonymously goes this long before its end: twice as long as the kubelet
+/// may go on using what it has read.
+const LAPSE: SignedDuration = SignedDuration::from_mins(10);
+
+/// What one round did.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// What ECR said, for each source that was asked.
+    pub fetched: Vec<Fetched>,
+    /// What became of each target.
+    pub published: Vec<Published>,
+}
+
+/// What ECR said.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Who was asked; `None` where not even that could be found out.
+    pub source: Option<TokenSource>,
+    /// Until when the token is good, or why there is none.
+    pub result: Result<Timestamp, Refusal>,
+}
+
+/// What became of a target.
+#[derive(Debug)]
+pub struct Published {
+    /// The auth file.
+    pub path: PathBuf,
+    /// What was done, or why nothing.
+    pub result: Result<Outcome, AuthFileError>,
+}
+
+impl Round {
+    /// How `--once` and `remove` end: the cause nearest to the node wins, since a node whose file cannot be written is
+    /// helped by no token.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        let refusals = || self.fetched.iter().filter_map(|fetched| fetched.result.as_ref().err());
+        if self.published.iter().any(|published| published.result.is_err()) {
+            Ending::AuthFile
+        } else if refusals().any(Refusal::is_about_the_caller) {
+            Ending::NoCredentials
+        } else if refusals().next().is_some() {
+            Ending::Ecr
+        } else {
+            Ending::Done
+        }
+    }
+}
+
+/// A source to ask, and the keys that its token is for. No keys: the one that the answer names.
+struct Question {
+    source: TokenSource,
+    keys: Vec<String>,
+}
+
+/// Runs one round, trying again what may get better until `settings.timeout` is over.
+pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
+    let deadline = Instant::now() + settings.timeout;
+    let mut round = Round::default();
+    let questions = match questions(settings, &ecr, deadline).await {
+        Ok(questions) => questions,
+        Err(refusal) => {
+            error!(error = %refusal, "no token was fetched; what was there stays");
+            round.fetched.push(Fetched { source: None, result: Err(refusal) });
+            return round;
+        }
+    };
+    let tokens = fetch(&questions, ecr, deadline).await;
+    let wanted = wanted(&questions, &tokens, clock::now());
+    round.fetched = questions
+        .into_iter()
+        .zip(tokens)
+        .map(|(question, token)| Fetched {
+            source: Some(question.source),
+            result: token.map(|token| token.expires_at),
+        })
+        .collect();
+    // Without anything new, and nothing to take back, a target has nothing to gain from being opened.
+    if !wanted.entries.is_empty() || !wanted.lapse.is_empty() {
+        let (now, dry_run) = (clock::now(), settings.dry_run);
+        let publish = move |file: &AuthFile| file.publish(&wanted, now, dry_run);
+        round.published = on_each(&settings.auth_files, publish).await;
+    }
+    round
+}
+
+/// Takes everything of ours out of the auth files.
+pub async fn remove(auth_files: &[AuthFile], dry_run: bool) -> Round {
+    let now = clock::now();
+    let published = on_each(auth_files, move |file| file.remove(now, dry_run)).await;
+    Round { fetched: Vec::new(), published }
+}
+
+async fn questions(settings: &Settings, ecr: &Ecr, deadline: Instant) -> Result<Vec<Question>, Refusal> {
+    if settings.registries.is_empty() {
+        let attempt = || async {
+            match ecr.default_region().await {
+                Ok(region) => Ok(region),
+                Err(refusal) => Err(without_region(refusal, ecr).await),
+            }
+        };
+        let unanswered =
+            Refusal::NoRegion { said: " (nothing answered within --timeout)".to_owned(), passing: true };
+        let region = until(deadline, unanswered, attempt).await?;
+        let source = TokenSource { region, endpoint: Endpoint::STANDARD, role: settings.role.clone() };
+        return Ok(vec![Question { source, keys: Vec::new() }]);
+    }
+    let mut keys: BTreeMap<TokenSource, Vec<String>> = BTreeMap::new();
+    for registry in &settings.registries {
+        keys.entry(registry.source(settings.role.as_ref())).or_default().push(registry.key().to_owned());
+    }
+    Ok(keys.into_iter().map(|(source, keys)| Question { source, keys }).collect())
+}
+
+/// Where the region is missing, credentials often are too, and then they are the first thing to see to.
+async fn without_region(refusal: Refusal, ecr: &Ecr) -> Refusal {
+    match ecr.caller(None).await {
+        Err(Refusal::NoCredentials { tried, remedy, passing }) => Refusal::NoCredentials {
+            tried: format!("{tried}; and there is {}", no_region(&refusal)),
+            remedy,
+            passing,
+        },
+        _ => refusal,
+    }
+}
+
+fn no_region(refusal: &Refusal) -> String {
+    refusal.to_string().replacen("no AWS region: ", "no AWS region either: ", 1)
+}
+
+/// One answer for each question, in their order. Sources are asked side by side, so that none waits for another.
+async fn fetch(questions: &[Question], ecr: Arc<Ecr>, deadline: Instant) -> Vec<Result<Token, Refusal>> {
+    let region: Option<&Region> = questions.first().map(|question| &question.source.region);
+    let unanswered = Refusal::NoCredentials {
+        tried: "the source that was asked did not answer within --timeout".to_owned(),
+        remedy: "",
+        passing: true,
+    };
+    let caller: Caller = match until(deadline, unanswered, || ecr.caller(region)).await {
+        Ok(caller) => caller,
+        Err(refusal) => {
+            error!(error = %refusal, "no token was fetched; what was there stays");
+            return questions.iter().map(|_| Err(refusal.clone())).collect();
+        }
+    };
+    let mut tasks = JoinSet::new();
+    for (number, question) in questions.iter().enumerate() {
+        let (ecr, caller, source) = (Arc::clone(&ecr), caller.clone(), question.source.clone());
+        let names_its_registry = question.keys.is_empty();
+        let span = info_span!("fetch", source = %source);
+        let task = async move {
+            let unanswered = Refusal::Unavailable { said: "nothing came within --timeout".to_owned() };
+            let token = until(deadline, unanswered, || Box::pin(ecr.token(&source, &caller))).await;
+            let token = match token {
+                Ok(token) if names_its_registry && token.registry.is_none() => {
+                    Err(AnswerError::NoRegistry.into())
+                }
+                token => token,
+            };
+            match &token {
+                Ok(token) => info!(expires_at = %token.expires_at, "fetched an authorization token"),
+                Err(refusal) => error!(error = %refusal, "no token was fetched; what was there stays"),
+            }
+            (number, token)
+        };
+        tasks.spawn(task.instrument(span));
+    }
+    let mut tokens: BTreeMap<usize, Result<Token, Refusal>> = BTreeMap::new();
+    while let Some(Ok((number, token))) = tasks.join_next().await {
+        tokens.insert(number, token);
+    }
+    let missing = || Refusal::Unavailable { said: "the call was given up".to_owned() };
+    (0..questions.len()).map(|number| tokens.remove(&number).unwrap_or_else(|| Err(missing()))).collect()
+}
+
+fn wanted(questions: &[Question], tokens: &[Result<Token, Refusal>], now: Timestamp) -> Wanted {
+    let mut wanted = Wanted { drop_others: true, ..Wanted::default() };
+    for (question, token) in questions.iter().zip(tokens) {
+        let named = token.as_ref().ok().and_then(|token| token.registry.clone());
+        let keys = if question.keys.is_empty() { named.into_iter().collect() } else { question.keys.clone() };
+        // Nobody can say which of our entries this question was for, so none is given up.
+        wanted.drop_others &= !keys.is_empty();
+        for key in keys {
+            match token {
+                Ok(token) => {
+                    let record = Record {
+                        expires_at: token.expires_at,
+                        fetched_at: token.fetched_at,
+                        source: question.source.to_string(),
+                    };
+                    let auth = token.authorization.for_auth_entry().clone();
+                    wanted.entries.insert(key, WantedEntry { auth, record });
+                }
+                Err(_) if question.source.endpoint == Endpoint::Public => {
+                    wanted.lapse.insert(key, now.saturating_add(LAPSE).unwrap_or(Timestamp::MAX));
+                }
+                Err(_) => wanted.keep.push(key),
+            }
+        }
+    }
+    wanted
+}
+
+/// Does something with each auth file, one after the other, off the runtime's only thread.
+async fn on_each(
+    auth_files: &[AuthFile],
+    act: impl Fn(&AuthFile) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
+) -> Vec<Published> {
+    let mut published = Vec::new();
+    for file in auth_files {
+        let span = info_span!("target", path = %file.path.display());
+        let (mine, act) = (file.clone(), act.clone());
+        // A panic ends the program (`panic = "abort"`), so a task that does not come back does not exist in a release.
+        let Ok(result) = tokio::task::spawn_blocking(move || span.in_scope(|| tell(act(&mine)))).await else {
+            continue;
+        };
+        published.push(Published { path: file.path.clone(), result });
+    }
+    published
+}
+
+fn tell(result: Result<Outcome, AuthFileError>) -> Result<Outcome, AuthFileError> {
+    match &result {
+        Ok(outcome) => {
+            for note in &outcome.notes {
+                warn!("{note}");
+            }
+            match &outcome.effect {
+                Effect::Unchanged => debug!("already as it should be"),
+                Effect::Replaced(changes) => {
+                    for key in &changes.taken_over {
+                        warn!(
+                            key,
+                            "an entry that was not marked as ours stood for our registry; it is ours from now on"
+                        );
+                    }
+                    for (key, expires_at) in &changes.written {
+                        info!(key, %expires_at, "published");
+                    }
+                    for key in &changes.removed {
+                        info!(key, "removed");
+                    }
+                }
+                Effect::Deleted(_) => info!("deleted: it was ours, and nothing was left in it"),
+            }
+        }
+        Err(failure) => error!(error = chain(failure), "not published"),
+    }
+    result
+}
+
+/// Tries until it works, until it cannot get better, or until the deadline. `last` is what to say if the first attempt
+/// is not answered by then.
+async fn until<T, F>(
+    deadline: Instant,
+    mut last: Refusal,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, Refusal>
+where
+    F: Future<Output = Result<T, Refusal>>,
+{
+    let mut failures = 0_u32;
+    loop {
+        match timeout_at(deadline, attempt()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(refusal)) if !refusal.is_passing() => return Err(refusal),
+            Ok(Err(refusal)) => last = refusal,
+            // What an attempt before said tells more than that this one had no time left.
+            Err(_) => return Err(last),
+        }
+        failures += 1;
+        let delay = retry_delay(failures, fastrand::f64());
+        if deadline.duration_since(Instant::now()) <= delay {
+            return Err(last);
+        }
+        warn!(error = %last, failures, ?delay, "will try again");
+        sleep(delay).await;
+    }
+}

@@ -1,0 +1,46 @@
+//! How the program ends, and the one printer of errors.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+/// The exit codes. They are part of the command line's contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Done.
+    Done = 0,
+    /// Unexpected; for `status`, an entry is missing or expired.
+    Unexpected = 1,
+    /// The command line cannot be meant.
+    Usage = 2,
+    /// No usable AWS credentials, or no region.
+    NoCredentials = 3,
+    /// ECR refused, or could not be reached.
+    Ecr = 4,
+    /// An auth file could not be read or written.
+    AuthFile = 5,
+}
+
+impl From<Ending> for ExitCode {
+    fn from(ending: Ending) -> Self {
+        Self::from(ending as u8)
+    }
+}
+
+/// Says why the program ends, as one log line.
+pub fn failed(error: &dyn Error, ending: Ending) -> Ending {
+    tracing::error!("{}", chain(error));
+    ending
+}
+
+/// An error and its causes on one line, each said once: `outer: inner: innermost`.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    line
+}

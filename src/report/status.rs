@@ -1,0 +1,254 @@
+//! What `status` and `--dry-run` print, on standard output. No secret is in reach of this file's tables.
+
+use super::ending::{Ending, chain, failed};
+use crate::clock;
+use crate::docker_config::document::{self, Spoilt};
+use crate::docker_config::key::index_key;
+use crate::ecr::registry::{Registry, is_ecr_host};
+use crate::refresh::Round;
+use crate::target::auth_file::{AuthFile, Effect};
+use clap::ValueEnum;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// How `status` writes what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+/// What an auth file holds for ECR.
+#[derive(Debug, Serialize)]
+pub struct FileStatus {
+    path: String,
+    /// Why the kubelet does not use the file, or we could not read it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
+    registries: Vec<EntryStatus>,
+}
+
+/// One ECR entry, there or missing.
+#[derive(Debug, Serialize)]
+pub struct EntryStatus {
+    registry: String,
+    state: State,
+    /// Whether it is marked as ours.
+    ours: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetched_at: Option<Timestamp>,
+    /// Region, kind of endpoint and role that its token came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+}
+
+/// How an entry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// The kubelet can use it now.
+    Valid,
+    /// It is past its end.
+    Expired,
+    /// It is asked for and not there.
+    Missing,
+    /// It is somebody else's, and says nothing of its end.
+    Unknown,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Expired => "expired",
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Prints what the auth files hold, and says whether that is enough.
+pub fn run(auth_files: &[AuthFile], registries: &[Registry], output: Output) -> Ending {
+    let now = clock::now();
+    let mut unreadable = None;
+    let mut files = Vec::new();
+    for file in auth_files {
+        let path = file.path.display().to_string();
+        files.push(match file.read() {
+            Ok(bytes) => inspect(path, bytes.as_ref().map(|bytes| bytes.as_slice()), registries, now),
+            Err(error) => {
+                unreadable = Some(failed(&error, Ending::AuthFile));
+                FileStatus { path, problems: vec![chain(&error)], registries: Vec::new() }
+            }
+        });
+    }
+    let healthy = files.iter().all(FileStatus::is_healthy);
+    let printed = match output {
+        Output::Text => print_text(&mut io::stdout().lock(), &files, now),
+        Output::Json => print_json(&mut io::stdout().lock(), &files, healthy),
+    };
+    match (printed, unreadable) {
+        (Err(error), _) => failed(&error, Ending::Unexpected),
+        (_, Some(ending)) => ending,
+        (Ok(()), None) if healthy => Ending::Done,
+        (Ok(()), None) => Ending::Unexpected,
+    }
+}
+
+/// What `bytes`, read from `path`, hold for ECR. The ECR registries that are asked for are listed even if they are
+/// missing; where none is asked for, at least one must be there.
+fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestamp) -> FileStatus {
+    let mut status = FileStatus { path, problems: Vec::new(), registries: Vec::new() };
+    let Some(bytes) = bytes else {
+        status.problems.push("there is no such file".to_owned());
+        status.add_missing(asked);
+        return status;
+    };
+    let parsed = match document::parse(bytes) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            status.problems.push(format!("the kubelet ignores this file, or we cannot write it: {error}"));
+            status.add_missing(asked);
+            return status;
+        }
+    };
+    status.problems = parsed
+        .spoilt
+        .iter()
+        .map(|spoilt: &Spoilt| format!("the kubelet ignores this file: {spoilt}"))
+        .collect();
+    let ledger = parsed.document.ledger().cloned().unwrap_or_default();
+    for key in parsed.document.keys() {
+        let record = ledger.entries.get(key);
+        let host = index_key(key).unwrap_or_default();
+        let is_asked = asked.iter().any(|registry| registry.key() == host);
+        if record.is_none() && !is_asked && !is_ecr_host(&host) {
+            continue;
+        }
+        let state = match record {
+            Some(record) if record.expires_at <= now => State::Expired,
+            Some(_) => State::Valid,
+            None => State::Unknown,
+        };
+        status.registries.push(EntryStatus {
+            registry: key.to_owned(),
+            state,
+            ours: record.is_some(),
+            expires_at: record.map(|record| record.expires_at),
+            fetched_at: record.map(|record| record.fetched_at),
+            source: record.map(|record| record.source.clone()),
+        });
+    }
+    status.add_missing(asked);
+    status
+}
+
+impl FileStatus {
+    fn add_missing(&mut self, asked: &[Registry]) {
+        for registry in asked {
+            let is_there =
+                |entry: &EntryStatus| index_key(&entry.registry).as_deref() == Some(registry.key());
+            if !self.registries.iter().any(is_there) {
+                self.registries.push(EntryStatus {
+                    registry: registry.key().to_owned(),
+                    state: State::Missing,
+                    ours: false,
+                    expires_at: None,
+                    fetched_at: None,
+                    source: None,
+                });
+            }
+        }
+    }
+
+    fn is_healthy(&self) -> bool {
+        let good = |entry: &EntryStatus| matches!(entry.state, State::Valid | State::Unknown);
+        self.problems.is_empty() && !self.registries.is_empty() && self.registries.iter().all(good)
+    }
+}
+
+fn print_json(out: &mut impl Write, files: &[FileStatus], healthy: bool) -> io::Result<()> {
+    let report = serde_json::json!({ "healthy": healthy, "auth_files": files });
+    serde_json::to_writer_pretty(&mut *out, &report)?;
+    writeln!(out)
+}
+
+fn print_text(out: &mut impl Write, files: &[FileStatus], now: Timestamp) -> io::Result<()> {
+    for file in files {
+        writeln!(out, "{}", file.path)?;
+        for problem in &file.problems {
+            writeln!(out, "  problem: {problem}")?;
+        }
+        if file.registries.is_empty() {
+            writeln!(out, "  no entry for ECR")?;
+            continue;
+        }
+        let mut rows = vec![["REGISTRY", "STATE", "EXPIRES", "WRITTEN BY", "SOURCE"].map(str::to_owned)];
+        rows.extend(file.registries.iter().map(|entry| entry.row(now)));
+        let widths: Vec<usize> = (0..5)
+            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+            .collect();
+        for row in &rows {
+            let cells =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
+            writeln!(out, "  {}", cells.join("  ").trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+impl EntryStatus {
+    fn row(&self, now: Timestamp) -> [String; 5] {
+        let expires =
+            self.expires_at.map_or_else(|| "-".to_owned(), |at| format!("{at} ({})", relative(at, now)));
+        let by = match (self.ours, self.state) {
+            (true, _) => "ecr-node-agent",
+            (false, State::Missing) => "-",
+            (false, _) => "somebody else",
+        };
+        let source = self.source.clone().unwrap_or_else(|| "-".to_owned());
+        [self.registry.clone(), self.state.word().to_owned(), expires, by.to_owned(), source]
+    }
+}
+
+/// `in 11h 3m`, `5m ago`.
+fn relative(at: Timestamp, now: Timestamp) -> String {
+    let span = at.duration_since(now);
+    let whole = SignedDuration::from_secs(span.as_secs().abs() / 60 * 60);
+    if span.is_negative() { format!("{whole:#} ago") } else { format!("in {whole:#}") }
+}
+
+/// Prints what a dry run would have changed.
+///
+/// # Errors
+/// When standard output takes nothing.
+pub fn print_plan(round: &Round) -> io::Result<()> {
+    let out = &mut io::stdout().lock();
+    for published in &round.published {
+        let path = published.path.display();
+        match published.result.as_ref().map(|outcome| &outcome.effect) {
+            Err(_) => writeln!(out, "{path}: cannot be changed")?,
+            Ok(Effect::Unchanged) => writeln!(out, "{path}: would stay as it is")?,
+            Ok(Effect::Deleted(_)) => writeln!(out, "{path}: would be deleted: nothing would be left in it")?,
+            Ok(Effect::Replaced(changes)) => {
+                writeln!(out, "{path}: would be replaced")?;
+                for (key, expires_at) in &changes.written {
+                    writeln!(out, "  write   {key} (token redacted, good until {expires_at})")?;
+                }
+                for key in &changes.taken_over {
+                    writeln!(out, "  take    {key} (not marked as ours until now)")?;
+                }
+                for key in &changes.removed {
+                    writeln!(out, "  remove  {key}")?;
+                }
+                writeln!(out, "  everything else stays")?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,513 @@
+//! The auth file: the docker config on the node that the kubelet reads.
+//!
+//! Read, merge and write happen under one lock. What cannot be worked with is refused and stays as it is; what the
+//! kubelet would ignore anyway is set aside first and its good rest lives on.
+
+use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded};
+use crate::docker_config::document::{self, Document, Parsed, Spoilt, Unusable};
+use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
+use jiff::Timestamp;
+use nix::fcntl::{AtFlags, readlinkat};
+use nix::sys::stat::{FileStat, SFlag, fstatat};
+use secrecy::zeroize::Zeroizing;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A docker config is a few kilobytes. What is larger is something else.
+const MAX_SIZE: u64 = 1024 * 1024;
+/// As many symlinks in a row as Linux follows.
+const MAX_LINKS: usize = 40;
+/// How many copies of files that could not be read are kept beside an auth file. A program that damages it again and
+/// again must not fill the disk.
+const MAX_SET_ASIDE: usize = 16;
+
+/// The trace that OpenShift's machine config operator leaves on its nodes.
+const OPENSHIFT: &str = "/etc/machine-config-daemon";
+
+/// An auth file to keep.
+#[derive(Debug, Clone)]
+pub struct AuthFile {
+    /// Its absolute path, as the user gave it; symlinks in its last part are followed.
+    pub path: PathBuf,
+    /// Whether the user named it, rather than leaving it at the default.
+    pub named: bool,
+    /// The home of the kubelet's user, where the kubelet looks next if this file is missing.
+    pub kubelet_home: PathBuf,
+}
+
+/// What a publish or a removal did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Whether the file is another one now, or would be in a dry run.
+    pub effect: Effect,
+    /// Worth telling: what was found on the way.
+    pub notes: Vec<Note>,
+}
+
+/// What became of the file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It said so already.
+    Unchanged,
+    /// It was replaced, or created.
+    Replaced(Changes),
+    /// It was deleted: it was ours, and nothing was left in it.
+    Deleted(Changes),
+}
+
+/// Something that an operator should hear of.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    /// The kubelet ignored this file. The original was copied before it was replaced.
+    #[error("the kubelet ignored this file ({}); the original is kept as {}", reasons.join("; "), copy.display())]
+    SetAside {
+        /// What was wrong with it.
+        reasons: Vec<String>,
+        /// Where the original is now.
+        copy: PathBuf,
+    },
+    /// As above, but so many copies are kept already that no further one was made.
+    #[error("the kubelet ignored this file ({}); it was not kept, since there are {MAX_SET_ASIDE} copies \
+             `{}.invalid-*` already: find what damages it, and delete them", reasons.join("; "), path.display())]
+    NotSetAside {
+        /// What was wrong with it.
+        reasons: Vec<String>,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file further along the kubelet's search path is hidden by ours; its entries came along.
+    #[error("{} is hidden by this file from now on; its entries came along: {}", from.display(), keys.join(", "))]
+    TakenAlong {
+        /// The hidden file.
+        from: PathBuf,
+        /// The keys that were copied.
+        keys: Vec<String>,
+    },
+    /// As above, but the hidden file could not be read, so that what it holds is lost to the kubelet.
+    #[error("{} is hidden by this file from now on, and could not be read: {why}", from.display())]
+    NotTakenAlong {
+        /// The hidden file.
+        from: PathBuf,
+        /// What was wrong.
+        why: String,
+    },
+    /// Users besides the owner may read the file, and so the token in it.
+    #[error(
+        "others than its owner may read this file (mode {mode:04o}), which holds credentials: chmod 0600 is enough \
+             for the kubelet"
+    )]
+    Readable {
+        /// The permission bits.
+        mode: u32,
+    },
+}
+
+/// Why an auth file could not be kept. In every case but `NotDurable` it is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthFileError {
+    /// OpenShift's own.
+    #[error("{} was left alone: {OPENSHIFT} says that this is an OpenShift node, whose machine config operator owns \
+             the file and marks the node degraded on a foreign edit. If you mean it, name the file with --auth-file", .0.display())]
+    OpenShift(PathBuf),
+    /// The parent directory is missing.
+    #[error("{} does not exist, so nothing was written: it is the kubelet's root directory, and where it is missing \
+             the wrong path is given or the wrong directory mounted", .0.display())]
+    NoDirectory(PathBuf),
+    /// Something on the way to the file failed.
+    #[error("cannot work on {}", path.display())]
+    Step {
+        /// The auth file.
+        path: PathBuf,
+        /// What was attempted, and what the system said.
+        source: StepError,
+    },
+    /// The file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The auth file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else has its name.
+    #[error("{} is {kind}, and nothing but a regular file is replaced", path.display())]
+    NotAFile {
+        /// The auth file.
+        path: PathBuf,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// Too large to be a docker config.
+    #[error("{} is larger than 1 MiB, which is no docker config: nothing was read or written", .0.display())]
+    TooLarge(PathBuf),
+    /// The kubelet reads it, and we could not write it again as it is.
+    #[error("{} was left alone: {why}. Rewrite it by hand, or move it away", path.display())]
+    CannotCarry {
+        /// The auth file.
+        path: PathBuf,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// A symlink that somebody else may have planted, or too many of them.
+    #[error("the symlink {} is not followed: {why}", path.display())]
+    Symlink {
+        /// The link.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Mounted as a single file, which no rename can cross.
+    #[error("{} is a mount of its own, and a mounted file cannot be replaced as a whole (it is untouched): mount its \
+             directory instead", .0.display())]
+    Mounted(PathBuf),
+    /// The replacement failed.
+    #[error("cannot replace {}", path.display())]
+    Replace {
+        /// The auth file.
+        path: PathBuf,
+        /// At which step, and what is there now.
+        source: ReplaceError,
+    },
+    /// The original of a file that the kubelet ignores could not be kept, so it was not replaced.
+    #[error("cannot keep a copy of {}, which the kubelet ignores ({}); it is untouched", path.display(), reasons.join("; "))]
+    SetAside {
+        /// The auth file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reasons: Vec<String>,
+        /// What failed.
+        source: StepError,
+    },
+}
+
+/// A file as it was read, under the lock.
+struct Opened {
+    directory: LockedDirectory,
+    name: OsString,
+    on_disk: Option<(File, FileStat)>,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl AuthFile {
+    /// Merges `wanted` into the file, or with `dry_run` only says what that would change.
+    ///
+    /// # Errors
+    /// When the file is not as wanted afterwards; it says what is there instead.
+    pub fn publish(&self, wanted: &Wanted, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
+        if !self.named && Path::new(OPENSHIFT).exists() {
+            return Err(AuthFileError::OpenShift(self.path.clone()));
+        }
+        let opened = self.open(dry_run)?;
+        let mut notes = Vec::new();
+        let (mut document, found, reasons) = self.judge(&opened)?;
+        let hidden;
+        // A file that the kubelet did not accept hid nothing so far; ours will.
+        if found != Found::Whole {
+            hidden = self.hidden();
+            take_along(&mut document, hidden.as_ref(), &mut notes);
+        }
+        let plan = merge::plan(document, wanted, found);
+        self.carry_out(opened, plan, reasons, now, dry_run, notes)
+    }
+
+    /// Takes out what is ours, or with `dry_run` only says what that would change.
+    ///
+    /// # Errors
+    /// When something of ours is still there afterwards.
+    pub fn remove(&self, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
+        let opened = self.open(dry_run)?;
+        let (document, found, reasons) = self.judge(&opened)?;
+        // What the kubelet ignores serves nobody: without entries of ours in it, it is not ours to mend.
+        if found == Found::Nothing || document.ledger().is_none() {
+            return Ok(Outcome { effect: Effect::Unchanged, notes: Vec::new() });
+        }
+        let hidden = self.hidden();
+        let hidden_document = hidden.as_ref().and_then(|hidden| hidden.document().ok());
+        let plan = merge::remove(document, hidden_document.as_ref());
+        self.carry_out(opened, plan, reasons, now, dry_run, Vec::new())
+    }
+
+    /// Reads the file without a lock, for telling people what it holds. `None` where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no file that we would work on.
+    pub fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, AuthFileError> {
+        let (directory, name) = self.resolve()?;
+        let path = directory.join(name);
+        match read_regular(&path) {
+            Ok(Regular::Bytes(bytes, _)) => Ok(Some(bytes)),
+            Ok(Regular::TooLarge) => Err(AuthFileError::TooLarge(path)),
+            Ok(Regular::Not) => Err(AuthFileError::NotAFile { path, kind: "no regular file" }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(AuthFileError::Read { path, source }),
+        }
+    }
+
+    /// The directory and the name of the file itself, after all symlinks.
+    fn resolve(&self) -> Result<(PathBuf, OsString), AuthFileError> {
+        let mut path = self.path.clone();
+        for _ in 0..MAX_LINKS {
+            let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+                return Err(AuthFileError::NotAFile { path, kind: "a directory" });
+            };
+            let at = |source| AuthFileError::Step { path: self.path.clone(), source };
+            let handle = match open_directory(directory) {
+                Ok(handle) => handle,
+                Err(error) if error.errno == nix::errno::Errno::ENOENT => {
+                    return Err(AuthFileError::NoDirectory(directory.to_owned()));
+                }
+                Err(error) => return Err(at(error)),
+            };
+            let is_link =
+                |stat: &FileStat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+            let link = match fstatat(&handle, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) if is_link(&stat) => stat,
+                // Whatever else it is, or is not, is for the caller to see.
+                _ => return Ok((directory.to_owned(), name.to_owned())),
+            };
+            let us = nix::unistd::geteuid().as_raw();
+            if link.st_uid != 0 && link.st_uid != us {
+                return Err(AuthFileError::Symlink { path, why: "it belongs to another user" });
+            }
+            let holder = nix::sys::stat::fstat(&handle)
+                .map_err(|errno| at(StepError { step: "look at the directory", errno }))?;
+            if holder.st_mode & 0o002 != 0 {
+                return Err(AuthFileError::Symlink { path, why: "everybody may write to its directory" });
+            }
+            let target = readlinkat(&handle, name)
+                .map_err(|errno| at(StepError { step: "read the symlink", errno }))?;
+            path = directory.join(target);
+        }
+        Err(AuthFileError::Symlink { path: self.path.clone(), why: "it leads to more than 40 others" })
+    }
+
+    fn open(&self, dry_run: bool) -> Result<Opened, AuthFileError> {
+        let (directory, name) = self.resolve()?;
+        let path = directory.join(&name);
+        let failed = |source| AuthFileError::Step { path: path.clone(), source };
+        let directory = LockedDirectory::lock(&directory).map_err(failed)?;
+        if !dry_run {
+            directory.clean(&name).map_err(failed)?;
+        }
+        let on_disk = match directory.open(&name).map_err(failed)? {
+            OnDisk::Nothing => None,
+            OnDisk::File(file, stat) => Some((file, stat)),
+            OnDisk::Other(kind) => return Err(AuthFileError::NotAFile { path, kind }),
+        };
+        let bytes = match &on_disk {
+            None => Zeroizing::new(Vec::new()),
+            Some((file, stat)) => read_bounded(file, stat, MAX_SIZE)
+                .map_err(|source| AuthFileError::Read { path: path.clone(), source })?
+                .ok_or(AuthFileError::TooLarge(path))?,
+        };
+        Ok(Opened { directory, name, on_disk, bytes })
+    }
+
+    /// The document in the file, how it came about, and why the kubelet ignores the file, if it does.
+    fn judge<'a>(&self, opened: &'a Opened) -> Result<(Document<'a>, Found, Vec<String>), AuthFileError> {
+        if opened.on_disk.is_none() || opened.bytes.trim_ascii().is_empty() {
+            return Ok((Document::default(), Found::Nothing, Vec::new()));
+        }
+        match document::parse(&opened.bytes) {
+            Ok(Parsed { document, spoilt }) if spoilt.is_empty() => Ok((document, Found::Whole, Vec::new())),
+            Ok(Parsed { document, spoilt }) => {
+                Ok((document, Found::Spoilt, spoilt.iter().map(Spoilt::to_string).collect()))
+            }
+            Err(Unusable::CannotCarry(why)) => {
+                Err(AuthFileError::CannotCarry { path: self.path.clone(), why })
+            }
+            Err(invalid @ Unusable::Invalid(_)) => {
+                Ok((Document::default(), Found::Spoilt, vec![invalid.to_string()]))
+            }
+        }
+    }
+
+    fn carry_out(
+        &self,
+        opened: Opened,
+        plan: Plan,
+        reasons: Vec<String>,
+        now: Timestamp,
+        dry_run: bool,
+        mut notes: Vec<Note>,
+    ) -> Result<Outcome, AuthFileError> {
+        let Opened { directory, name, on_disk, bytes } = opened;
+        let mode = on_disk.as_ref().map_or(0o600, |(_, stat)| stat.st_mode & 0o777);
+        if mode & 0o044 != 0 {
+            notes.push(Note::Readable { mode });
+        }
+        if dry_run {
+            let effect = match plan {
+                Plan::Keep => Effect::Unchanged,
+                Plan::Replace(_, changes) => Effect::Replaced(changes),
+                Plan::Delete(changes) => Effect::Deleted(changes),
+            };
+            return Ok(Outcome { effect, notes });
+        }
+        if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
+            notes.push(self.set_aside(&directory, &name, &bytes, reasons, now)?);
+        }
+        let replaced = match &plan {
+            Plan::Keep => Ok(()),
+            Plan::Replace(new, _) => directory.replace(&name, new, on_disk.as_ref()),
+            Plan::Delete(_) => directory.delete(&name),
+        };
+        replaced.map_err(|source| match source {
+            ReplaceError::Untouched(step) if step.errno == nix::errno::Errno::EBUSY => {
+                AuthFileError::Mounted(directory.path().join(&name))
+            }
+            source => AuthFileError::Replace { path: directory.path().join(&name), source },
+        })?;
+        let effect = match plan {
+            Plan::Keep => Effect::Unchanged,
+            Plan::Replace(_, changes) => Effect::Replaced(changes),
+            Plan::Delete(changes) => Effect::Deleted(changes),
+        };
+        Ok(Outcome { effect, notes })
+    }
+
+    /// Copies a file that the kubelet ignores to `<name>.invalid-<time>`, unless such a copy is there already.
+    fn set_aside(
+        &self,
+        directory: &LockedDirectory,
+        name: &OsStr,
+        bytes: &[u8],
+        reasons: Vec<String>,
+        now: Timestamp,
+    ) -> Result<Note, AuthFileError> {
+        let name = name.to_string_lossy();
+        let prefix = format!("{name}.invalid-");
+        let time = now.strftime("%Y%m%dT%H%M%SZ");
+        let (copies, mut number) = match directory.names_with(&prefix) {
+            Ok(copies) => (copies, 1),
+            Err(source) => return Err(AuthFileError::SetAside { path: self.path.clone(), reasons, source }),
+        };
+        for copy in &copies {
+            if let Ok(OnDisk::File(file, stat)) = directory.open(copy)
+                && read_bounded(&file, &stat, MAX_SIZE).ok().flatten().is_some_and(|kept| *kept == bytes)
+            {
+                return Ok(Note::SetAside { reasons, copy: directory.path().join(copy) });
+            }
+        }
+        if copies.len() >= MAX_SET_ASIDE {
+            return Ok(Note::NotSetAside { reasons, path: directory.path().join(&*name) });
+        }
+        let mut copy = OsString::from(format!("{prefix}{time}"));
+        loop {
+            match directory.create(&copy, OsStr::new(&*name), bytes) {
+                Ok(()) => return Ok(Note::SetAside { reasons, copy: directory.path().join(copy) }),
+                Err(error) if error.errno == nix::errno::Errno::EEXIST && number < MAX_SET_ASIDE => {
+                    number += 1;
+                    copy = OsString::from(format!("{prefix}{time}-{number}"));
+                }
+                Err(source) => {
+                    return Err(AuthFileError::SetAside { path: self.path.clone(), reasons, source });
+                }
+            }
+        }
+    }
+
+    /// The first file further along the kubelet's search path that it would accept.
+    ///
+    /// The kubelet runs under systemd in `/`, and looks in its root directory, its working directory, `$HOME/.docker`
+    /// and `/.docker`, first for `config.json`, then for the legacy `.dockercfg` (`config.go`, `ReadDockerConfigFile`).
+    fn hidden(&self) -> Option<Hidden> {
+        let home = self.kubelet_home.join(".docker");
+        let here = self.path.parent().unwrap_or(Path::new("/"));
+        let candidates = [
+            (PathBuf::from("/config.json"), false),
+            (home.join("config.json"), false),
+            (PathBuf::from("/.docker/config.json"), false),
+            (here.join(".dockercfg"), true),
+            (PathBuf::from("/.dockercfg"), true),
+            (self.kubelet_home.join(".dockercfg"), true),
+        ];
+        candidates.into_iter().filter(|(path, _)| *path != self.path).find_map(|(path, legacy)| {
+            match read_regular(&path) {
+                // Only what root put there: entries that come along are offered to every pod of the node.
+                Ok(Regular::Bytes(bytes, owner))
+                    if owner == 0 || owner == nix::unistd::geteuid().as_raw() =>
+                {
+                    let hidden = Hidden { path, legacy, bytes: Ok(bytes) };
+                    // What the kubelet does not accept either hides nothing.
+                    let counts = !matches!(hidden.document(), Err(NotADocument::Ignored));
+                    counts.then_some(hidden)
+                }
+                Ok(_) => None,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => Some(Hidden { path, legacy, bytes: Err(error.to_string()) }),
+            }
+        })
+    }
+}
+
+fn take_along<'a>(document: &mut Document<'a>, hidden: Option<&'a Hidden>, notes: &mut Vec<Note>) {
+    let Some(hidden) = hidden else { return };
+    match hidden.document() {
+        Ok(other) => {
+            let keys = document.take_along(&other);
+            if !keys.is_empty() {
+                notes.push(Note::TakenAlong { from: hidden.path.clone(), keys });
+            }
+        }
+        Err(NotADocument::Ignored) => {}
+        Err(NotADocument::Unreadable(why)) => {
+            notes.push(Note::NotTakenAlong { from: hidden.path.clone(), why });
+        }
+    }
+}
+
+/// A file that the kubelet would read if the auth file were not there.
+struct Hidden {
+    path: PathBuf,
+    legacy: bool,
+    bytes: Result<Zeroizing<Vec<u8>>, String>,
+}
+
+enum NotADocument {
+    /// The kubelet goes on to the next file.
+    Ignored,
+    Unreadable(String),
+}
+
+impl Hidden {
+    fn document(&self) -> Result<Document<'_>, NotADocument> {
+        let bytes = self.bytes.as_ref().map_err(|why| NotADocument::Unreadable(why.clone()))?;
+        let parsed = if self.legacy { document::parse_legacy(bytes) } else { document::parse(bytes) };
+        match parsed {
+            Ok(Parsed { document, spoilt }) if spoilt.is_empty() => Ok(document),
+            Ok(_) | Err(Unusable::Invalid(_)) => Err(NotADocument::Ignored),
+            Err(Unusable::CannotCarry(why)) => Err(NotADocument::Unreadable(why.to_owned())),
+        }
+    }
+}
+
+enum Regular {
+    Bytes(Zeroizing<Vec<u8>>, u32),
+    TooLarge,
+    Not,
+}
+
+/// Reads a regular file of at most 1 MiB, following symlinks, never blocking on what is none.
+fn read_regular(path: &Path) -> io::Result<Regular> {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::{Mode, fstat};
+
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+    let stat = fstat(&file)?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Ok(Regular::Not);
+    }
+    let bytes = read_bounded(&File::from(file), &stat, MAX_SIZE)?;
+    Ok(bytes.map_or(Regular::TooLarge, |bytes| Regular::Bytes(bytes, stat.st_uid)))
+}
+
+fn open_directory(path: &Path) -> Result<std::os::fd::OwnedFd, StepError> {
+    use nix::fcntl::{OFlag, open};
+
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(path, flags, nix::sys::stat::Mode::empty())
+        .map_err(|errno| StepError { step: "open the directory", errno })
+}

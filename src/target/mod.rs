@@ -1,0 +1,4 @@
+//! Places that a refresh publishes to.
+
+pub mod auth_file;
+pub mod replace;

@@ -1,0 +1,169 @@
+//! The emulator as a program, to try things by hand: prints how to reach it and runs until it is interrupted.
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
+use clap::Parser;
+use ecr_emulator::{Api, Emulator, Fault, Options, Times};
+use jiff::SignedDuration;
+use std::{fs::File, io, io::Write as _, path::PathBuf, str::FromStr, thread};
+
+/// Stands in for Amazon ECR, STS and the metadata services on 127.0.0.1, and fails as told.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// The port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// The account whose registry the answers name.
+    #[arg(long, default_value = "123456789012")]
+    account: String,
+    /// The region of the emulated instance.
+    #[arg(long, default_value = "eu-west-1")]
+    region: String,
+    /// How long an authorization token lives, for example `90s`.
+    #[arg(long, default_value = "12h")]
+    token_lifetime: SignedDuration,
+    /// How far the emulator's clock is ahead of the real one, for example `20m` or `-20m`.
+    #[arg(long, default_value = "0s", allow_hyphen_values = true)]
+    clock_offset: SignedDuration,
+    /// Speaks TLS, with a certificate for `localhost` and 127.0.0.1, and writes the CA to trust to this file.
+    #[arg(long, value_name = "FILE")]
+    tls_ca_file: Option<PathBuf>,
+    /// A further name in the certificate; repeatable.
+    #[arg(long, value_name = "NAME", requires = "tls_ca_file")]
+    tls_name: Vec<String>,
+    /// Makes an API fail, the first N times or always; repeatable.
+    ///
+    /// APIs: ecr, ecr-public, assume-role, web-identity, imds-session, imds-credentials, imds-region, container,
+    /// registry. Faults: throttle, access-denied, unrecognized-client, expired-credentials, internal-error, unavailable,
+    /// hang, garbage, huge-body, not-found, forbidden, slow-drip, reset, cut-off, empty-data, no-token, no-expiry,
+    /// token-not-base64, token-without-colon, expired-token, no-proxy-endpoint, evil-proxy-endpoint.
+    #[arg(long, value_name = "API[@REGION]=FAULT[:N]")]
+    fail: Vec<Failure>,
+}
+
+/// A fault, where and how often, written `API[@REGION]=FAULT[:N]`.
+#[derive(Debug, Clone)]
+struct Failure {
+    api: Api,
+    region: Option<String>,
+    fault: Fault,
+    times: Times,
+}
+
+impl FromStr for Failure {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (api, fault) = text.split_once('=').ok_or("expected API=FAULT, for example `ecr=throttle:2`")?;
+        let (api, region) = match api.split_once('@') {
+            Some((api, region)) => (api, Some(region.to_owned())),
+            None => (api, None),
+        };
+        let (fault, times) = match fault.split_once(':') {
+            Some((fault, count)) => {
+                let count = count.parse().map_err(|_| format!("`{count}` is no number of times"))?;
+                (fault, Times::First(count))
+            }
+            None => (fault, Times::Always),
+        };
+        Ok(Self {
+            api: api_named(api).ok_or_else(|| format!("`{api}` is no API: see --help"))?,
+            region,
+            fault: fault_named(fault).ok_or_else(|| format!("`{fault}` is no fault: see --help"))?,
+            times,
+        })
+    }
+}
+
+fn api_named(name: &str) -> Option<Api> {
+    Some(match name {
+        "ecr" => Api::Ecr,
+        "ecr-public" => Api::EcrPublic,
+        "assume-role" => Api::AssumeRole,
+        "web-identity" => Api::WebIdentity,
+        "imds-session" => Api::ImdsSession,
+        "imds-credentials" => Api::ImdsCredentials,
+        "imds-region" => Api::ImdsRegion,
+        "container" => Api::Container,
+        "registry" => Api::Registry,
+        _ => return None,
+    })
+}
+
+fn fault_named(name: &str) -> Option<Fault> {
+    Some(match name {
+        "throttle" => Fault::Throttle,
+        "access-denied" => Fault::access_denied(),
+        "unrecognized-client" => Fault::error(
+            400,
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid.",
+        ),
+        "expired-credentials" => Fault::error(
+            400,
+            "ExpiredTokenException",
+            "The security token included in the request is expired",
+        ),
+        "internal-error" => Fault::InternalError,
+        "unavailable" => Fault::ServiceUnavailable,
+        "hang" => Fault::Hang,
+        "garbage" => Fault::Garbage,
+        "huge-body" => Fault::HugeBody,
+        "not-found" => Fault::NotFound,
+        "forbidden" => Fault::Forbidden,
+        "slow-drip" => Fault::SlowDrip,
+        "reset" => Fault::Reset,
+        "cut-off" => Fault::CutOff,
+        "empty-data" => Fault::EmptyData,
+        "no-token" => Fault::NoToken,
+        "no-expiry" => Fault::NoExpiry,
+        "token-not-base64" => Fault::TokenNotBase64,
+        "token-without-colon" => Fault::TokenWithoutColon,
+        "expired-token" => Fault::ExpiredToken,
+        "no-proxy-endpoint" => Fault::NoProxyEndpoint,
+        "evil-proxy-endpoint" => Fault::EvilProxyEndpoint("https://registry.example.com".to_owned()),
+        _ => return None,
+    })
+}
+
+fn main() -> io::Result<()> {
+    let cli = Cli::parse();
+    let options = Options {
+        port: cli.port,
+        account: cli.account,
+        imds_region: cli.region,
+        token_lifetime: cli.token_lifetime,
+        clock_offset: cli.clock_offset,
+        tls: cli.tls_ca_file.is_some().then_some(cli.tls_name),
+        ..Options::default()
+    };
+    let (container, web_identity) = (options.container_token.clone(), options.web_identity_token.clone());
+    let emulator = Emulator::start(options)?;
+    for Failure { api, region, fault, times } in cli.fail {
+        match region {
+            Some(region) => emulator.fail_in(&region, api, fault, times),
+            None => emulator.fail(api, fault, times),
+        }
+    }
+
+    let url = emulator.url();
+    println!("# ecr-emulator listens on {url}; stop it with Ctrl-C. With an access key:");
+    for (name, value) in emulator.environment() {
+        println!("export {name}={value}");
+    }
+    if let Some(path) = &cli.tls_ca_file {
+        File::create(path)?.write_all(emulator.ca_pem().as_bytes())?;
+        println!("export AWS_CA_BUNDLE={}", path.display());
+    }
+    println!("# Or, instead of the key, with an instance's role:");
+    println!("#   AWS_EC2_METADATA_SERVICE_ENDPOINT={url}");
+    println!("# or a container's:");
+    println!("#   AWS_CONTAINER_CREDENTIALS_FULL_URI={url}/v1/credentials");
+    println!("#   AWS_CONTAINER_AUTHORIZATION_TOKEN={}", container.unwrap_or_default());
+    println!(
+        "# or a web identity: AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE naming a file with {web_identity}"
+    );
+    loop {
+        // Until a signal ends the process.
+        thread::park();
+    }
+}

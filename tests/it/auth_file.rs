@@ -1,0 +1,382 @@
+//! What happens to the auth file: promises 1, 2, 4 and 5.
+
+use crate::needs::{Need, all_here};
+use crate::node::{FOREIGN, HOST, Node, names, read};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ecr_node_agent::docker_config::ledger::Record;
+use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
+use ecr_node_agent::target::auth_file::{AuthFile, Effect};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::SecretString;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+#[test]
+fn a_refresh_writes_the_entry_and_remembers_its_end() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &["fetched an authorization token", "published"]);
+    node.assert_latest_token(HOST);
+    let document = node.document();
+    let issued = &node.aws.issued()[0];
+    let expires_at: Timestamp =
+        document["ecr-node-agent"]["entries"][HOST]["expiresAt"].as_str().unwrap().parse().unwrap();
+    assert!(expires_at.duration_since(issued.expires_at).abs() <= SignedDuration::from_secs(1));
+    assert_eq!(document["ecr-node-agent"]["entries"][HOST]["source"], "eu-west-1");
+    let metadata = fs::metadata(node.auth_file()).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
+    assert_eq!(node.names(), ["config.json"]);
+}
+
+#[test]
+fn foreign_entries_survive_in_order_and_ours_is_replaced() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.once(&[]).expect(0, &[]);
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(node.aws.issued().len(), 2);
+    node.assert_latest_token(HOST);
+    let text = fs::read_to_string(node.auth_file()).unwrap();
+    assert!(text.starts_with(FOREIGN.trim_end_matches("\n\t}\n}")), "{text}");
+
+    let auth_file = node.auth_file();
+    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["removed"]);
+    assert_eq!(fs::read_to_string(auth_file).unwrap().trim_end(), FOREIGN);
+}
+
+#[test]
+fn an_entry_of_ours_that_nobody_marked_is_taken_over_with_a_log_line() {
+    let content = json!({ "auths": { HOST: { "auth": "QVdTOm9sZA==" } } }).to_string();
+    let node = Node::with_auth_file(&content);
+    node.once(&[]).expect(0, &["it is ours from now on", HOST]);
+    node.assert_latest_token(HOST);
+}
+
+#[test]
+fn a_registry_that_is_no_longer_asked_for_is_removed() {
+    let node = Node::with_auth_file(FOREIGN);
+    let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    node.once(&["--registry", HOST, "--registry", other]).expect(0, &[]);
+    node.once(&["--registry", HOST]).expect(0, &["removed"]);
+    let auths = node.document()["auths"].as_object().unwrap().clone();
+    assert_eq!(auths.keys().collect::<Vec<_>>(), ["registry.example.com", HOST]);
+}
+
+#[test]
+fn a_failure_leaves_the_old_file_as_it_is() {
+    let node = Node::with_auth_file(FOREIGN);
+    let before = fs::metadata(node.auth_file()).unwrap();
+    node.aws.fail(ecr_emulator::Api::Ecr, ecr_emulator::Fault::access_denied(), ecr_emulator::Times::Always);
+    node.once(&[]).expect(4, &["access denied", "ecr:GetAuthorizationToken"]);
+    let after = fs::metadata(node.auth_file()).unwrap();
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+}
+
+#[test]
+fn one_region_failing_does_not_keep_the_other_from_being_served() {
+    let node = Node::new();
+    let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    let both = ["--registry", HOST, "--registry", other];
+    node.once(&both).expect(0, &[]);
+    let old = node.document()["auths"][other].clone();
+    let fault = ecr_emulator::Fault::access_denied();
+    node.aws.fail_in("us-east-1", ecr_emulator::Api::Ecr, fault, ecr_emulator::Times::Always);
+    node.once(&both).expect(4, &["access denied"]);
+    node.assert_latest_token(HOST);
+    assert_eq!(node.document()["auths"][other], old, "the old token stays");
+}
+
+#[test]
+fn one_auth_file_failing_does_not_keep_the_other_from_being_served() {
+    let node = Node::new();
+    let missing = node.path("missing/config.json");
+    node.once(&["--auth-file", missing.to_str().unwrap()])
+        .expect(5, &["does not exist", "wrong directory mounted"]);
+    node.assert_latest_token(HOST);
+    assert!(!node.path("missing").exists(), "a directory was made");
+}
+
+#[test]
+fn a_symlink_stays_one_and_its_target_is_replaced() {
+    let node = Node::new();
+    node.write("elsewhere/real.json", FOREIGN);
+    symlink("../elsewhere/real.json", node.path("kubelet/hop.json")).unwrap();
+    symlink("hop.json", node.auth_file()).unwrap();
+    node.once(&[]).expect(0, &[]);
+    assert!(fs::symlink_metadata(node.auth_file()).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(node.path("kubelet/hop.json")).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(node.path("elsewhere/real.json")).unwrap().is_file());
+    node.assert_latest_token(HOST);
+    assert_eq!(node.names(), ["config.json", "hop.json"]);
+    assert_eq!(names(&node.path("elsewhere")), ["real.json"]);
+}
+
+#[test]
+fn a_dangling_symlink_gets_its_target() {
+    let node = Node::new();
+    fs::create_dir(node.path("kubelet/agent")).unwrap();
+    symlink("agent/config.json", node.auth_file()).unwrap();
+    node.once(&[]).expect(0, &[]);
+    node.assert_latest_token(HOST);
+    assert_eq!(names(&node.path("kubelet/agent")), ["config.json"]);
+}
+
+#[test]
+fn symlinks_that_others_may_have_planted_are_not_followed() {
+    let node = Node::new();
+    symlink("config.json", node.auth_file()).unwrap();
+    node.once(&[]).expect(5, &["leads to more than 40 others"]);
+
+    fs::remove_file(node.auth_file()).unwrap();
+    symlink("/etc/hostname", node.auth_file()).unwrap();
+    fs::set_permissions(node.path("kubelet"), fs::Permissions::from_mode(0o1777)).unwrap();
+    node.once(&[]).expect(5, &["everybody may write to its directory"]);
+    fs::set_permissions(node.path("kubelet"), fs::Permissions::from_mode(0o755)).unwrap();
+
+    if all_here(&[Need::Root]) {
+        std::os::unix::fs::lchown(node.auth_file(), Some(12345), None).unwrap();
+        node.once(&[]).expect(5, &["belongs to another user"]);
+    }
+}
+
+#[test]
+fn mode_owner_label_and_access_list_are_kept() {
+    let node = Node::with_auth_file(FOREIGN);
+    fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o640)).unwrap();
+    node.once(&[]).expect(0, &["others than its owner may read this file", "0640"]);
+    assert_eq!(fs::metadata(node.auth_file()).unwrap().mode() & 0o7777, 0o640);
+
+    if all_here(&[Need::Root, Need::SecurityAttributes]) {
+        let label = b"system_u:object_r:container_var_lib_t:s0";
+        let file = fs::File::open(node.auth_file()).unwrap();
+        rustix::fs::fsetxattr(&file, "security.selinux", label, rustix::fs::XattrFlags::empty()).unwrap();
+        std::os::unix::fs::chown(node.auth_file(), Some(12), Some(34)).unwrap();
+        node.once(&[]).expect(0, &[]);
+        let metadata = fs::metadata(node.auth_file()).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12, 34, 0o640));
+        let mut found = [0_u8; 100];
+        let file = fs::File::open(node.auth_file()).unwrap();
+        let length = rustix::fs::fgetxattr(&file, "security.selinux", &mut found[..]).unwrap();
+        assert_eq!(&found[..length], label);
+    }
+}
+
+#[test]
+fn what_the_kubelet_ignores_is_set_aside_and_its_good_rest_lives_on() {
+    let spoilt = "{\"auths\":{\"good.example\":{\"auth\":\"dXNlcjpwYXNz\"},\"bad.example\":{\"auth\":\"eA==\"}},\"x\":1}";
+    let cases = [
+        // what is there,     what is said,             what lives on
+        (spoilt, "the entry `bad.example` cannot be decoded", json!(["good.example", HOST])),
+        ("{\"auths\":{\"good.example\":[]}}", "it is no JSON object", json!([HOST])),
+        ("{\"auths\":{\"a.example\":{}}", "it is no JSON object (EOF", json!([HOST])),
+        ("{\"auths\":[],\"x\":1}", "`auths` is no JSON object", json!([HOST])),
+        (
+            "{\"HttpHeaders\":{\"a\":1},\"auths\":{\"good.example\":{}}}",
+            "`HttpHeaders`",
+            json!(["good.example", HOST]),
+        ),
+        ("not JSON", "it is no JSON object", json!([HOST])),
+    ];
+    for (content, said, left) in cases {
+        let node = Node::with_auth_file(content);
+        fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o644)).unwrap();
+        node.once(&[]).expect(0, &[said, "the original is kept as"]);
+        let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(json!(keys), left, "{content}");
+        let [_, copy] = &node.names()[..] else { panic!("{:?}", node.names()) };
+        assert!(copy.starts_with("config.json.invalid-2"), "{copy}");
+        let copy = node.path("kubelet").join(copy);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), content);
+        assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o600, "it holds credentials");
+        // The same damage a second time is the same original.
+        node.write("kubelet/config.json", content);
+        node.once(&[]).expect(0, &["the original is kept as"]);
+        assert_eq!(node.names().len(), 2);
+    }
+}
+
+#[test]
+fn copies_of_damaged_files_do_not_fill_the_disk() {
+    let node = Node::new();
+    for number in 0..20 {
+        node.write("kubelet/config.json", &format!("damage {number}"));
+        let said = if number < 16 { "the original is kept" } else { "there are 16 copies" };
+        node.once(&[]).expect(0, &[said]);
+    }
+    assert_eq!(node.names().len(), 17);
+}
+
+#[test]
+fn an_empty_file_is_filled_and_not_set_aside() {
+    let node = Node::with_auth_file(" \n");
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(node.names(), ["config.json"]);
+}
+
+#[test]
+fn what_could_not_be_carried_over_is_left_alone() {
+    let cases = [
+        ("{\"auths\":{\"a\":{}},\"auths\":{\"b\":{}}}".as_bytes(), "more than once"),
+        (b"{\"auths\":{\"a\":{\"username\":\"\xFF\"}}}", "invalid UTF-8"),
+    ];
+    for (content, said) in cases {
+        let node = Node::new();
+        #[expect(clippy::disallowed_methods, reason = "test code")]
+        fs::write(node.auth_file(), content).unwrap();
+        node.once(&[]).expect(5, &[said, "was left alone"]);
+        assert_eq!(fs::read(node.auth_file()).unwrap(), content);
+    }
+}
+
+#[test]
+fn what_is_no_small_regular_file_is_refused() {
+    let node = Node::new();
+    fs::create_dir(node.auth_file()).unwrap();
+    node.once(&[]).expect(5, &["is a directory"]);
+    fs::remove_dir(node.auth_file()).unwrap();
+
+    nix::unistd::mkfifo(&node.auth_file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    node.once(&[]).expect(5, &["is a pipe"]);
+    fs::remove_file(node.auth_file()).unwrap();
+
+    node.write("kubelet/config.json", &format!("{{\"x\":\"{}\"}}", "a".repeat(1024 * 1024)));
+    node.once(&[]).expect(5, &["larger than 1 MiB"]);
+
+    let auth_file = node.path("kubelet/config.json/config.json");
+    node.run(&["--once", "--auth-file", auth_file.to_str().unwrap()]).expect(5, &["config.json"]);
+}
+
+#[test]
+fn a_new_file_takes_along_what_it_hides() {
+    let node = Node::new();
+    node.write(
+        "home/.docker/config.json",
+        &format!("{{\"auths\":{{\"a.example\":{{\"auth\":\"dXNlcjpwYXNz\"}},\"{HOST}\":{{}}}}}}"),
+    );
+    node.once(&[]).expect(0, &["is hidden by this file from now on", "a.example"]);
+    let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["a.example", HOST]);
+    // Gone again, the kubelet finds the hidden file as it was.
+    let auth_file = node.auth_file();
+    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["deleted"]);
+    assert_eq!(node.names(), [""; 0]);
+}
+
+#[test]
+fn a_spoilt_file_hid_nothing_and_a_whole_one_does() {
+    let hidden = "{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}";
+    let node = Node::with_auth_file("damaged");
+    node.write("home/.dockercfg", hidden);
+    node.once(&[]).expect(0, &["is hidden by this file from now on"]);
+
+    let node = Node::with_auth_file(FOREIGN);
+    node.write("home/.dockercfg", hidden);
+    node.once(&[]).expect(0, &[]);
+    assert!(node.document()["auths"].get("a.example").is_none(), "that file was hidden before us");
+}
+
+#[test]
+fn a_hidden_file_of_another_users_does_not_come_along() {
+    if !all_here(&[Need::Root]) {
+        return;
+    }
+    let node = Node::new();
+    node.write("home/.docker/config.json", "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
+    std::os::unix::fs::chown(node.path("home/.docker/config.json"), Some(12345), None).unwrap();
+    node.once(&[]).expect(0, &[]);
+    assert!(node.document()["auths"].get("a.example").is_none());
+}
+
+#[test]
+fn a_mounted_file_is_refused_with_the_reason() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    node.write("host.json", FOREIGN);
+    let script = "mount --bind \"$0\" \"$1\" && shift 1 && exec \"$@\"";
+    let (host, auth_file) = (node.path("host.json"), node.auth_file());
+    let wrapper =
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, host.to_str().unwrap()];
+    let wrapper = [&wrapper[..], &[auth_file.to_str().unwrap()]].concat();
+    let output =
+        node.command(&wrapper, &["--once", "--auth-file", auth_file.to_str().unwrap()]).output().unwrap();
+    node.checked(&output).expect(5, &["a mount of its own", "mount its directory instead", "untouched"]);
+    assert_eq!(fs::read_to_string(host).unwrap(), FOREIGN);
+    assert_eq!(node.names(), ["config.json"]);
+}
+
+#[test]
+fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let node = Node::new();
+    let script = "mount -t tmpfs t /var/lib && mount -t tmpfs t /etc && mkdir /var/lib/kubelet /etc/machine-config-daemon \
+                  && \"$0\" \"$@\"; code=$?; ls /var/lib/kubelet; exit $code";
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
+    let run = |arguments: &[&str]| node.checked(&node.command(&wrapper, arguments).output().unwrap());
+    let refused = run(&["--once"]).expect(5, &["OpenShift", "--auth-file"]);
+    assert_eq!(refused.out, "");
+    let done = run(&["--once", "--auth-file", "/var/lib/kubelet/config.json"]).expect(0, &[]);
+    assert_eq!(done.out, "config.json\n");
+}
+
+/// One entry with a new token each time.
+pub fn wanted(number: usize) -> Wanted {
+    let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
+    let record = Record {
+        expires_at: now + SignedDuration::from_hours(12),
+        fetched_at: now,
+        source: "eu-west-1".to_owned(),
+    };
+    let auth = SecretString::from(STANDARD.encode(format!("AWS:{number:01800}")));
+    let entries = BTreeMap::from([(HOST.to_owned(), WantedEntry { auth, record })]);
+    Wanted { entries, drop_others: true, ..Wanted::default() }
+}
+
+pub fn auth_file(path: &Path) -> AuthFile {
+    AuthFile { path: path.to_owned(), named: true, kubelet_home: path.with_file_name("home") }
+}
+
+#[test]
+fn nothing_is_written_that_is_already_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let file = auth_file(&path);
+    let publish = |number| file.publish(&wanted(number), Timestamp::UNIX_EPOCH, false).unwrap().effect;
+    let state =
+        |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec(), it.ctime_nsec()));
+    assert!(matches!(publish(1), Effect::Replaced(_)));
+    let before = (state(&path).unwrap(), state(directory.path()).unwrap());
+    assert_eq!(publish(1), Effect::Unchanged);
+    assert_eq!(before, (state(&path).unwrap(), state(directory.path()).unwrap()));
+    assert!(matches!(publish(2), Effect::Replaced(_)));
+}
+
+#[test]
+fn the_next_start_removes_what_a_killed_run_left() {
+    let node = Node::new();
+    node.write("kubelet/.ecr-node-agent-config.json.tmp", "half a docum");
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(node.names(), ["config.json"]);
+}
+
+#[test]
+fn a_dry_run_says_what_would_change_and_changes_nothing() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.write("kubelet/.ecr-node-agent-config.json.tmp", "half a docum");
+    let run = node.once(&["--dry-run"]).expect(0, &["would be replaced", "write   ", HOST, "redacted"]);
+    assert!(run.out.contains("everything else stays"), "{}", run.out);
+    assert_eq!(fs::read_to_string(node.auth_file()).unwrap(), FOREIGN);
+    assert_eq!(node.names(), [".ecr-node-agent-config.json.tmp", "config.json"]);
+
+    node.once(&[]).expect(0, &[]);
+    let before = read(&node.auth_file());
+    let auth_file = node.auth_file();
+    let remove = ["remove", "--dry-run", "--auth-file", auth_file.to_str().unwrap()];
+    node.run(&remove).expect(0, &["would be replaced", "remove  ", HOST]);
+    assert_eq!(read(&node.auth_file()), before);
+}

@@ -1,0 +1,224 @@
+//! The command line: what it takes, what it refuses, what it prints; and that the README says the same.
+
+use crate::node::{FOREIGN, HOST, Node, read};
+use clap::CommandFactory as _;
+use ecr_emulator::Options;
+use ecr_node_agent::cli::Cli;
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
+    let cases: [(&[&str], &str); 28] = [
+        (&[], "nothing to do: give --once"),
+        (&["--once", "--auth-file", "config.json"], "is relative"),
+        (&["--once", "--auth-file", "/a", "--auth-file", "/a"], "is given twice"),
+        (&["--once", "--aws-credentials-dir", "secret"], "--aws-credentials-dir secret is relative"),
+        (&["--once", "--region", "Europe"], "`Europe` is no AWS region"),
+        (&["--once", "--region", "eu-west"], "`eu-west` is no AWS region"),
+        (&["--once", "--role-arn", "pull"], "`pull` is no role's ARN"),
+        (&["--once", "--role-arn", "arn:aws:iam::1:role/x"], "is no role's ARN"),
+        (&["--once", "--timeout", "60"], "expected a duration such as `90s`"),
+        (&["--once", "--timeout=-1s"], "a negative duration is none"),
+        (&["--once", "--log-level", "verbose"], "`verbose` is no level"),
+        (&["--once", "--log-format", "xml"], "possible values: text, json"),
+        (&["--once", "--no-such"], "unexpected argument '--no-such'"),
+        (&["status", "--output", "xml"], "possible values: text, json"),
+        (&["--once", "--registry", HOST, "--registry", HOST], "is given twice"),
+        (&["--once", "--registry", ""], "the host is missing"),
+        (&["--once", "--registry", "https://public.ecr.aws"], "is more than a host"),
+        (&["--once", "--registry", "registry.example.com"], "is no ECR registry"),
+        (&["--once", "--registry", "12345.dkr.ecr.eu-west-1.amazonaws.com"], "`12345` is no AWS account"),
+        (&["--once", "--registry", "*.dkr.ecr.*.amazonaws.com"], "must name its region"),
+        (&["--once", "--registry", "*.dkr.ecr.Europe.amazonaws.com"], "the host's region is wrong"),
+        (&["--once", "--registry", "*.dkr.ecr.eu-west-1.amazonaws.lol"], "`amazonaws.lol` is not AWS's"),
+        (&["--once", "--registry", "*.dkr.ecr.eu-west-1.amazonaws.com:443"], "drop `:443`"),
+        (&["--once", "--registry", "a_b.example,region=eu-west-1"], "is no host name (label `a_b`)"),
+        (&["--once", "--registry", "*.*,region=eu-west-1"], "would also match registries of others"),
+        (&["--once", "--registry", "a.example,zone=1"], "is neither `region=REGION` nor `role=ARN`"),
+        (
+            &["--once", "--registry", "a.example,region=us-east-1,region=us-east-1"],
+            "`region=` is given twice",
+        ),
+        (
+            &["--once", "--registry", "123456789012.dkr.ecr.eu-west-1.amazonaws.com,region=us-east-1"],
+            "a token of us-east-1 is no good there",
+        ),
+    ];
+    let node = Node::new();
+    for (arguments, said) in cases {
+        let run = node.run(arguments).expect(2, &[said]);
+        assert_eq!(run.out, "", "{arguments:?}");
+        // What clap itself refuses is followed by its hint at --help.
+        assert_eq!(run.err.lines().filter(|line| line.contains(said)).count(), 1, "{}", run.err);
+    }
+    assert_eq!(node.aws.calls(), []);
+    assert_eq!(node.names(), [""; 0]);
+}
+
+#[test]
+fn a_role_may_have_commas_in_its_name() {
+    let node = Node::new();
+    let role = "arn:aws:iam::111111111111:role/team/a,b=c";
+    node.once(&["--registry", &format!("{HOST},role={role},region=eu-west-1")]).expect(0, &[]);
+    assert_eq!(node.aws.calls().last().unwrap().role.as_deref(), Some(role));
+}
+
+#[test]
+fn every_option_has_its_variable() {
+    for argument in Cli::command().get_arguments() {
+        let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else {
+            continue;
+        };
+        let variable = format!("ECR_NODE_AGENT_{}", long.replace('-', "_").to_uppercase());
+        assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{long}");
+    }
+    let mut node = Node::new();
+    let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    let files = [node.auth_file(), node.path("kubelet/second.json")];
+    node.set("ECR_NODE_AGENT_ONCE", "1");
+    node.set("ECR_NODE_AGENT_AUTH_FILE", &files.each_ref().map(|file| file.to_str().unwrap()).join(" "));
+    node.set("ECR_NODE_AGENT_REGISTRY", &format!("{HOST} {other}"));
+    node.set("ECR_NODE_AGENT_LOG_FORMAT", "text");
+    node.run(&[]).expect(0, &[]);
+    for file in files {
+        let auths = read(&file)["auths"].clone();
+        assert!(auths[HOST].is_object() && auths[other].is_object(), "{auths}");
+    }
+    node.set("ECR_NODE_AGENT_DRY_RUN", "true");
+    node.run(&[]).expect(0, &["would be replaced"]);
+    node.set("ECR_NODE_AGENT_ONCE", "perhaps");
+    node.run(&[]).expect(2, &["ECR_NODE_AGENT_ONCE", "--once"].map(|_| "perhaps"));
+}
+
+#[test]
+fn status_tells_what_is_there_and_until_when() {
+    let status = |node: &Node, more: &[&str]| {
+        let auth_file = node.auth_file();
+        node.run(&[&["status", "--auth-file", auth_file.to_str().unwrap()], more].concat())
+    };
+    let json = |node: &Node, code: i32| -> Value {
+        serde_json::from_str(&status(node, &["--output", "json"]).expect(code, &[]).out).unwrap()
+    };
+    let node = Node::with_auth_file(FOREIGN);
+    status(&node, &[]).expect(1, &["no entry for ECR"]);
+    node.once(&[]).expect(0, &[]);
+    let table =
+        status(&node, &[]).expect(0, &["REGISTRY", HOST, "valid", "ecr-node-agent", "eu-west-1", "(in 1"]);
+    assert!(!table.out.contains("registry.example.com"), "not an ECR registry: {}", table.out);
+    let report = json(&node, 0);
+    assert_eq!(report["healthy"], true);
+    let entry = &report["auth_files"][0]["registries"][0];
+    assert_eq!(
+        (&entry["registry"], &entry["state"], &entry["ours"]),
+        (&json!(HOST), &json!("valid"), &json!(true))
+    );
+    assert_eq!(entry["expires_at"], node.document()["ecr-node-agent"]["entries"][HOST]["expiresAt"]);
+
+    // One that is asked for and not there.
+    let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    status(&node, &["--registry", HOST, "--registry", other]).expect(1, &["missing", other]);
+
+    // An expired one; somebody else's; a file that the kubelet ignores; none; one that cannot be read.
+    let short = Node::with(Options { token_lifetime: SignedDuration::from_secs(1), ..Options::default() });
+    short.once(&[]).expect(0, &[]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    status(&short, &[]).expect(1, &["expired", "ago)"]);
+    let foreign =
+        json!({ "auths": { format!("https://{HOST}/v2/"): { "auth": "QVdTOm9sZA==" } } }).to_string();
+    let theirs = Node::with_auth_file(&foreign);
+    status(&theirs, &["--registry", HOST]).expect(0, &["unknown", "somebody else"]);
+    theirs.write("kubelet/config.json", "{\"auths\":{\"a\":[]}}");
+    status(&theirs, &[])
+        .expect(1, &["problem: the kubelet ignores this file: the entry `a` cannot be decoded"]);
+    fs::remove_file(theirs.auth_file()).unwrap();
+    status(&theirs, &["--registry", HOST]).expect(1, &["there is no such file", "missing"]);
+    fs::create_dir(theirs.auth_file()).unwrap();
+    status(&theirs, &[]).expect(5, &["no regular file"]);
+}
+
+#[test]
+fn remove_gives_the_node_back_and_leaves_the_rest() {
+    let node = Node::new();
+    let auth_file = node.auth_file();
+    let remove = ["remove", "--auth-file", auth_file.to_str().unwrap()];
+    node.run(&remove).expect(0, &[]);
+    node.once(&[]).expect(0, &[]);
+    node.run(&remove).expect(0, &["deleted"]);
+    assert_eq!(node.names(), [""; 0]);
+    node.write("kubelet/config.json", FOREIGN);
+    let before = fs::metadata(&auth_file).unwrap().modified().unwrap();
+    node.run(&remove).expect(0, &[]);
+    assert_eq!(fs::metadata(&auth_file).unwrap().modified().unwrap(), before, "nothing of ours was in it");
+    node.run(&["remove", "--auth-file", "/nonexistent/config.json"]).expect(5, &["does not exist"]);
+}
+
+#[test]
+fn log_lines_are_json_or_text_as_asked() {
+    let node = Node::new();
+    let run = node.once(&[]).expect(0, &[]);
+    for line in run.err.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert!(
+            line["timestamp"].is_string() && line["level"].is_string() && line["message"].is_string(),
+            "{line}"
+        );
+    }
+    let run = node.once(&["--log-format", "text"]).expect(0, &["INFO"]);
+    assert!(serde_json::from_str::<Value>(run.err.lines().next().unwrap()).is_err());
+    assert_eq!(node.once(&["--log-level", "error"]).expect(0, &[]).err, "");
+}
+
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The first cells of a table's rows in the README, by the table's heading.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let readme = file("README.md");
+    let section = readme.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| --"));
+    let cells = |row: &str| row.split('|').skip(1).map(|cell| cell.trim().to_owned()).collect();
+    rows.skip(1).map(cells).collect()
+}
+
+#[test]
+fn the_table_of_options_is_that_of_the_program() {
+    let command = Cli::command();
+    let options: Vec<_> = command
+        .get_arguments()
+        .filter(|argument| argument.get_long().is_some_and(|long| !["help", "version"].contains(&long)))
+        .collect();
+    let rows = rows("Options");
+    assert_eq!(rows.len(), options.len());
+    for (row, option) in rows.iter().zip(options) {
+        let value = option.get_value_names().filter(|_| option.get_action().takes_values());
+        let value = value.map(|names| format!(" {}", names[0])).unwrap_or_default();
+        let repeatable = matches!(option.get_action(), clap::ArgAction::Append);
+        let repeatable = if repeatable { ", repeatable" } else { "" };
+        assert_eq!(row[0], format!("`--{}{value}`{repeatable}", option.get_long().unwrap()));
+        let help = option.get_help().unwrap().to_string();
+        let default = match (option.get_default_values(), help.split_once("[default: ")) {
+            ([value], _) if option.get_action().takes_values() => value.to_str().unwrap().to_owned(),
+            (_, Some((_, default))) => default.trim_end_matches(']').to_owned(),
+            _ => String::new(),
+        };
+        assert_eq!(row[1].replace('`', ""), default, "{}", row[0]);
+    }
+}
+
+#[test]
+fn the_messages_that_the_readme_explains_are_those_of_the_program() {
+    let sources = ["cli.rs", "ecr/refusal.rs", "target/auth_file.rs", "target/replace.rs"];
+    let text: String = sources.map(|path| file(&format!("src/{path}"))).concat();
+    // A long message goes on in the next line of its source.
+    let text = text.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let rows = rows("Troubleshooting");
+    assert!(rows.len() > 10);
+    for row in rows {
+        let message = row[0].trim_matches('`');
+        assert!(text.contains(message), "`{message}` is not said by the program");
+    }
+}

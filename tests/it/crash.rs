@@ -1,0 +1,213 @@
+//! Promise 1, whatever kills us and whenever; and what each failing system call leaves behind.
+
+use crate::needs::{Need, all_here};
+use crate::node::{FOREIGN, HOST, Node, Run};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+/// How a node starts, and what a finished refresh leaves in the kubelet's root.
+struct Start {
+    what: &'static str,
+    content: Option<&'static str>,
+    copies: usize,
+}
+
+const SPOILT: &str = "{\"auths\":{\"registry.example.com\":{\"auth\":\"dXNlcjpwYXNz\"},\"bad.example\":[]}}";
+const STARTS: [Start; 3] = [
+    Start { what: "a foreign file", content: Some(FOREIGN), copies: 0 },
+    Start { what: "no file", content: None, copies: 0 },
+    Start { what: "a spoilt file", content: Some(SPOILT), copies: 1 },
+];
+
+impl Start {
+    fn node(&self) -> Node {
+        let node = Node::new();
+        if let Some(content) = self.content {
+            node.write("kubelet/config.json", content);
+            fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        node
+    }
+
+    /// Fails unless the file is the old one or a new one, whole.
+    fn assert_whole(&self, node: &Node, case: &str) {
+        let Ok(text) = fs::read_to_string(node.auth_file()) else {
+            assert_eq!(self.content, None, "{case}: the file is gone");
+            return;
+        };
+        let mode = fs::metadata(node.auth_file()).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o600, "{case}");
+        if Some(text.as_str()) == self.content {
+            return;
+        }
+        let document: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{case}: {error}: {text}"));
+        assert!(document["auths"][HOST]["auth"].is_string(), "{case}: {text}");
+        assert!(document["ecr-node-agent"]["entries"][HOST].is_object(), "{case}: {text}");
+        if self.content.is_some() {
+            assert_eq!(document["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz", "{case}");
+        }
+    }
+}
+
+/// Runs a refresh under `strace`, which looks at the calls on the kubelet's root and what is in it, and does what
+/// `inject` says.
+fn traced(node: &Node, inject: Option<&str>) -> (Run, String) {
+    let (log, root) = (node.path("strace.log"), node.path("kubelet"));
+    let paths = [root.clone(), node.auth_file(), root.join(".ecr-node-agent-config.json.tmp")];
+    let paths = paths.map(|path| path.to_str().unwrap().to_owned());
+    let mut wrapper = vec!["strace", "-f", "-y", "-o", log.to_str().unwrap()];
+    wrapper.extend(paths.iter().flat_map(|path| ["-P", path]));
+    wrapper.extend(inject.iter().flat_map(|inject| ["-e", inject]));
+    let auth_file = node.auth_file();
+    let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
+    let output = node.command(&wrapper, &arguments).output().unwrap();
+    (node.checked(&output), fs::read_to_string(log).unwrap_or_default())
+}
+
+/// How often each system call is made.
+fn calls(log: &str) -> BTreeMap<String, usize> {
+    let mut calls = BTreeMap::new();
+    for line in log.lines() {
+        let call = line.split_whitespace().nth(1).and_then(|call| call.split_once('(')).map(|(name, _)| name);
+        if let Some(name) = call.filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) {
+            *calls.entry(name.to_owned()).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
+#[test]
+fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_leaves_no_litter() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    for start in &STARTS {
+        let node = start.node();
+        let (run, log) = traced(&node, None);
+        run.expect(0, &[]);
+        let calls = calls(&log);
+        for needed in ["openat", "flock", "write", "fsync", "renameat"] {
+            assert!(calls.contains_key(needed), "{needed} is not among {calls:?}");
+        }
+        let mut kills = 0;
+        for (name, count) in &calls {
+            // One more than there are: the run then ends well, which shows that the count is that of these calls.
+            for number in 1..=count + 1 {
+                let case = format!("{}, killed at {name} {number} of {count}", start.what);
+                let node = start.node();
+                let (run, _) = traced(&node, Some(&format!("inject={name}:signal=KILL:when={number}")));
+                assert_eq!(run.code, if number > *count { 0 } else { -1 }, "{case}: {}", run.err);
+                kills += usize::from(number <= *count);
+                start.assert_whole(&node, &case);
+                node.once(&[]).expect(0, &[]);
+                node.assert_latest_token(HOST);
+                assert_eq!(node.names().len(), 1 + start.copies, "{case}: {:?}", node.names());
+            }
+        }
+        eprintln!("{}: killed at each of {kills} calls", start.what);
+    }
+}
+
+#[test]
+fn a_failing_system_call_leaves_the_old_file_and_is_told() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    let cases = [
+        // injected,                        what is said,                               is the old file there?
+        ("write:error=EIO", "cannot write the temporary file: EIO", true),
+        ("write:error=ENOSPC", "cannot write the temporary file: ENOSPC", true),
+        ("fsync:error=EIO:when=1", "cannot sync the temporary file: EIO", true),
+        ("renameat:error=EIO", "cannot rename the temporary file over the old one: EIO", true),
+        ("renameat:error=EBUSY", "is a mount of its own", true),
+        ("openat:error=EACCES:when=3", "cannot open the file: EACCES", true),
+        ("openat:error=EROFS:when=4", "cannot create the temporary file: EROFS", true),
+        ("flock:error=ENOLCK:when=1", "cannot lock the directory: ENOLCK", true),
+        ("read:error=EIO", "cannot read", true),
+        ("fsync:error=EIO:when=2", "after a power cut the previous one may be back", false),
+    ];
+    for (inject, said, old) in cases {
+        let node = Node::with_auth_file(FOREIGN);
+        let (run, _) = traced(&node, Some(&format!("inject={inject}")));
+        run.expect(5, &[said, node.auth_file().to_str().unwrap()]);
+        let is_old = fs::read_to_string(node.auth_file()).unwrap() == FOREIGN;
+        assert_eq!(is_old, old, "{inject}");
+        assert_eq!(node.names(), ["config.json"], "{inject}");
+        if old {
+            node.once(&[]).expect(0, &[]);
+        }
+        node.assert_latest_token(HOST);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_set_aside_is_not_replaced() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    let node = Node::with_auth_file(SPOILT);
+    let (run, _) = traced(&node, Some("inject=linkat:error=ENOSPC"));
+    run.expect(5, &["cannot keep a copy", "it is untouched", "ENOSPC"]);
+    assert_eq!(fs::read_to_string(node.auth_file()).unwrap(), SPOILT);
+    assert_eq!(node.names(), ["config.json"]);
+}
+
+/// Runs a refresh on an auth file below a mount that `mount` makes on the kubelet's root, and prints the file after it.
+fn on_mount(node: &Node, mount: &str) -> Run {
+    let root = node.path("kubelet");
+    let script = format!(
+        "root=$0; {mount} || exit 90; \"$@\"; code=$?; cat \"$root/config.json\"; ls -A \"$root\" >&2; exit $code"
+    );
+    let wrapper =
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, root.to_str().unwrap()];
+    let auth_file = node.auth_file();
+    let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
+    node.checked(&node.command(&wrapper, &arguments).output().unwrap())
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_leave_the_old_file() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    let full = "cp \"$root/config.json\" /dev/shm/$$ && mount -t tmpfs -o size=16k t \"$root\" && mv /dev/shm/$$ \
+                \"$root/config.json\" && { dd if=/dev/zero of=\"$root/full\" bs=4k 2>/dev/null; true; }";
+    let run = on_mount(&node, full).expect(5, &["cannot write the temporary file: ENOSPC", "untouched"]);
+    assert_eq!(run.out, FOREIGN);
+    assert!(run.err.ends_with("config.json\nfull\n"), "litter: {}", run.err);
+
+    let read_only = "mount --bind \"$root\" \"$root\" && mount -o remount,bind,ro \"$root\"";
+    let run = on_mount(&node, read_only).expect(5, &["EROFS"]);
+    assert_eq!(run.out, FOREIGN);
+}
+
+#[test]
+fn without_the_right_to_write_the_old_file_stays() {
+    if !all_here(&[Need::Root]) {
+        return;
+    }
+    let node = Node::with_auth_file("{}");
+    fs::set_permissions(node.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let auth_file = node.auth_file();
+    let wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
+    let output = node.command(&wrapper, &arguments).output().unwrap();
+    node.checked(&output)
+        .expect(5, &["cannot create the temporary file: EACCES", auth_file.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(auth_file).unwrap(), "{}");
+}
+
+#[test]
+fn a_directory_that_stays_locked_is_told() {
+    use nix::fcntl::{Flock, FlockArg};
+
+    let node = Node::with_auth_file(FOREIGN);
+    let lock = Flock::lock(fs::File::open(node.path("kubelet")).unwrap(), FlockArg::LockExclusive).unwrap();
+    node.once(&[]).expect(5, &["another program has held for ten seconds"]);
+    drop(lock);
+    node.once(&[]).expect(0, &[]);
+}

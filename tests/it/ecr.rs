@@ -1,0 +1,295 @@
+//! Asking ECR: which call for which registry, and what becomes of each way in which AWS fails.
+
+use crate::node::{HOST, Node};
+use ecr_emulator::proxy::Proxy;
+use ecr_emulator::{Api, Fault, Options, Times};
+use jiff::SignedDuration;
+
+const CHINA: &str = "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn";
+
+#[test]
+fn the_answer_names_the_default_registry() {
+    let cases = [("eu-west-1", HOST), ("cn-north-1", CHINA)];
+    for (region, host) in cases {
+        let node = Node::new();
+        node.once(&["--region", region]).expect(0, &[]);
+        node.assert_latest_token(host);
+        assert_eq!(node.aws.calls()[0].region, region);
+    }
+}
+
+#[test]
+fn one_call_for_each_pair_of_region_and_role_whatever_the_number_of_registries() {
+    let node = Node::new();
+    let role = "arn:aws:iam::111111111111:role/pull";
+    let registries = [
+        HOST.to_owned(),
+        "210987654321.dkr.ecr.eu-west-1.amazonaws.com".to_owned(),
+        "*.dkr.ecr.us-east-1.amazonaws.com".to_owned(),
+        format!("111111111111.dkr.ecr.eu-west-1.amazonaws.com,role={role}"),
+        "registry.corp.example,region=eu-west-1".to_owned(),
+        "public.ecr.aws".to_owned(),
+        "ecr-public.aws.com".to_owned(),
+    ];
+    let arguments: Vec<&str> = registries.iter().flat_map(|registry| ["--registry", registry]).collect();
+    node.once(&arguments).expect(0, &[]);
+    let mut calls: Vec<_> =
+        node.aws.calls().into_iter().map(|call| (call.api, call.region, call.role)).collect();
+    calls.sort_by_key(|call| format!("{call:?}"));
+    let call = |api, region: &str, role: Option<&str>| (api, region.to_owned(), role.map(str::to_owned));
+    let expected = [
+        call(Api::AssumeRole, "eu-west-1", None),
+        call(Api::Ecr, "eu-west-1", None),
+        call(Api::Ecr, "eu-west-1", Some(role)),
+        call(Api::Ecr, "us-east-1", None),
+        call(Api::EcrPublic, "us-east-1", None),
+    ];
+    assert_eq!(calls, expected);
+
+    // Each token stands under the keys of its own source and under no other.
+    let document = node.document();
+    let token_of =
+        |key: &str| document["auths"][key]["auth"].as_str().unwrap_or_else(|| panic!("{key}")).to_owned();
+    let keys = [
+        (HOST, "eu-west-1", None),
+        ("210987654321.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", None),
+        ("*.dkr.ecr.us-east-1.amazonaws.com", "us-east-1", None),
+        ("111111111111.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", Some(role)),
+        ("registry.corp.example", "eu-west-1", None),
+    ];
+    for (key, region, role) in keys {
+        let issued =
+            node.aws.issued().into_iter().find(|issued| issued.token_base64 == token_of(key)).unwrap();
+        assert_eq!((issued.region.as_str(), issued.role.as_deref()), (region, role), "{key}");
+    }
+    assert_eq!(token_of("public.ecr.aws"), token_of("ecr-public.aws.com"));
+}
+
+#[test]
+fn the_call_goes_to_the_endpoint_that_matches_the_host() {
+    let cases = [
+        (HOST, "api.ecr.eu-west-1.amazonaws.com:443"),
+        ("123456789012.dkr.ecr-fips.us-east-1.amazonaws.com", "api.ecr-fips.us-east-1.amazonaws.com:443"),
+        ("123456789012.dkr-ecr.eu-west-1.on.aws", "ecr.eu-west-1.api.aws:443"),
+        ("123456789012.dkr-ecr-fips.us-east-1.on.aws", "ecr-fips.us-east-1.api.aws:443"),
+        (CHINA, "api.ecr.cn-north-1.amazonaws.com.cn:443"),
+        ("public.ecr.aws", "api.ecr-public.us-east-1.amazonaws.com:443"),
+    ];
+    let names = cases.iter().map(|(_, endpoint)| endpoint.trim_end_matches(":443").to_owned()).collect();
+    let mut node = Node::with(Options { tls: Some(names), ..Options::default() });
+    node.write("ca.pem", node.aws.ca_pem());
+    let proxy = Proxy::start(node.aws.address(), None).unwrap();
+    node.unset("AWS_ENDPOINT_URL");
+    node.set("HTTPS_PROXY", &proxy.url());
+    let ca = node.path("ca.pem");
+    node.set("AWS_CA_BUNDLE", ca.to_str().unwrap());
+    for (number, (host, endpoint)) in cases.iter().enumerate() {
+        node.once(&["--registry", host]).expect(0, &[]);
+        node.assert_latest_token(host);
+        assert_eq!(proxy.requests()[number], *endpoint, "{host}");
+    }
+
+    // FIPS for the default registry, as the SDK's own variables say it.
+    node.set("AWS_USE_FIPS_ENDPOINT", "true");
+    node.once(&["--region", "us-east-1"]).expect(0, &[]);
+    assert_eq!(proxy.requests().last().unwrap(), "api.ecr-fips.us-east-1.amazonaws.com:443");
+}
+
+#[test]
+fn a_private_ca_is_trusted_where_it_is_named_and_nowhere_else() {
+    let mut node = Node::with(Options { tls: Some(Vec::new()), ..Options::default() });
+    node.once(&["--timeout", "5s"]).expect(4, &["certificate is refused", "AWS_CA_BUNDLE"]);
+    node.write("ca/ca.pem", node.aws.ca_pem());
+    let (file, directory) = (node.path("ca/ca.pem"), node.path("ca"));
+    for (variable, value) in
+        [("AWS_CA_BUNDLE", &file), ("SSL_CERT_FILE", &file), ("SSL_CERT_DIR", &directory)]
+    {
+        node.set(variable, value.to_str().unwrap());
+        node.once(&[]).expect(0, &[]);
+        node.unset(variable);
+    }
+    node.write("ca/none.pem", "no certificate");
+    let cases = [("ca/none.pem", "holds no certificate"), ("ca/missing.pem", "cannot be read")];
+    for (path, said) in cases {
+        node.set("AWS_CA_BUNDLE", node.path(path).to_str().unwrap());
+        node.once(&[]).expect(2, &["AWS_CA_BUNDLE names", said]);
+    }
+}
+
+#[test]
+fn proxies_are_used_as_the_environment_says_and_never_for_the_node_itself() {
+    let mut node = Node::new();
+    let proxy = Proxy::start(node.aws.address(), Some(("user", "proxy-password"))).unwrap();
+    let with_password = proxy.url().replace("http://", "http://user:proxy-password@");
+    node.set("HTTP_PROXY", &with_password);
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(proxy.requests().len(), 1);
+
+    node.set("NO_PROXY", "127.0.0.1");
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(proxy.requests().len(), 1, "NO_PROXY was not heard");
+    node.unset("NO_PROXY");
+
+    node.set("HTTP_PROXY", &proxy.url().replace("http://", "http://user:wrong-password@"));
+    let run = node.once(&["--timeout", "1s"]).expect(4, &[]);
+    assert!(!run.err.contains("wrong-password"), "{}", run.err);
+
+    // The metadata service is the node's own.
+    let mut node = node.without_keys();
+    node.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &node.aws.url());
+    node.set("HTTP_PROXY", &with_password);
+    node.unset("AWS_EC2_METADATA_DISABLED");
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(proxy.requests().len(), 2);
+}
+
+#[test]
+fn every_failure_has_its_exit_code_and_says_what_to_do() {
+    let error = |code: &str, message: &str| Fault::error(400, code, message);
+    let canonical = "The request signature we calculated does not match the signature you provided.\n\nThe Canonical \
+                     String for this request should have been\n'x-amz-security-token:SECRETPASSWORD'";
+    let cases = [
+        // fault,                                  exit, said
+        (Fault::access_denied(), 4, "the caller needs ecr:GetAuthorizationToken"),
+        (
+            error("UnrecognizedClientException", "The security token is invalid."),
+            3,
+            "does not accept the credentials",
+        ),
+        (
+            error("ExpiredTokenException", "The security token is expired"),
+            3,
+            "does not accept the credentials",
+        ),
+        (error("InvalidSignatureException", canonical), 3, "does not match the signature you provided"),
+        (error("InvalidParameterException", "no"), 4, "refused: InvalidParameterException: no"),
+        (Fault::EmptyData, 4, "it holds no authorization data"),
+        (Fault::NoToken, 4, "it holds no authorization token"),
+        (Fault::NoExpiry, 4, "until when the token is good"),
+        (Fault::TokenNotBase64, 4, "the authorization token is not base64"),
+        (Fault::TokenWithoutColon, 4, "not base64 of `user:password`"),
+        (Fault::ExpiredToken, 4, "its token has expired 1h ago already"),
+        (Fault::NoProxyEndpoint, 4, "it names no registry host; give --registry"),
+        (
+            Fault::EvilProxyEndpoint("https://u:SECRETPASSWORD@evil.example".to_owned()),
+            4,
+            "names no registry host",
+        ),
+        (
+            Fault::EvilProxyEndpoint("https://evil.example/SECRETPASSWORD".to_owned()),
+            4,
+            "names no registry host",
+        ),
+        (Fault::Garbage, 4, "the answer is no use: it cannot be read"),
+        (Fault::HugeBody, 4, "the answer is no use: it cannot be read"),
+    ];
+    for (fault, code, said) in cases {
+        let node = Node::with_auth_file("{}");
+        node.aws.fail(Api::Ecr, fault.clone(), Times::Always);
+        // At once: what cannot get better is not tried again.
+        let run = node.once(&["--timeout", "1h"]).expect(code, &[said]);
+        assert_eq!(node.aws.count(Api::Ecr), 1, "{fault:?}: {}", run.err);
+        assert_eq!(run.err.lines().count(), 1, "one clear line: {}", run.err);
+        assert_eq!(std::fs::read_to_string(node.auth_file()).unwrap(), "{}", "{fault:?}");
+    }
+}
+
+#[test]
+fn what_may_get_better_is_tried_again_until_it_does() {
+    let faults = [
+        Fault::Throttle,
+        Fault::InternalError,
+        Fault::ServiceUnavailable,
+        Fault::error(400, "ServerException", "try later"),
+        Fault::error(400, "SomethingNew", "of which we know nothing"),
+        Fault::error(400, "RequestExpired", "clock"),
+        Fault::Reset,
+        Fault::CutOff,
+    ];
+    for fault in faults {
+        let node = Node::new();
+        node.aws.fail(Api::Ecr, fault.clone(), Times::First(2));
+        node.once(&[]).expect(0, &["will try again"]);
+        assert_eq!(node.aws.count(Api::Ecr), 3, "{fault:?}");
+        node.assert_latest_token(HOST);
+    }
+}
+
+#[test]
+fn trying_ends_at_the_timeout_with_what_was_said_last() {
+    let cases = [
+        (Fault::Throttle, "throttled: ThrottlingException: Rate exceeded"),
+        (Fault::ServiceUnavailable, "no answer: HTTP status 503"),
+        (Fault::Hang, "no answer: nothing came within --timeout"),
+        (Fault::SlowDrip, "no answer: nothing came within --timeout"),
+    ];
+    for (fault, said) in cases {
+        let node = Node::new();
+        node.aws.fail(Api::Ecr, fault.clone(), Times::Always);
+        let before = std::time::Instant::now();
+        node.once(&["--timeout", "700ms"]).expect(4, &[said]);
+        assert!(
+            before.elapsed() < std::time::Duration::from_secs(20),
+            "{fault:?}: the timeout was not heard"
+        );
+    }
+    let mut node = Node::new();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    node.set("AWS_ENDPOINT_URL_ECR", &format!("http://{unused}"));
+    node.once(&["--timeout", "1s"]).expect(4, &["Connection refused"]);
+}
+
+#[test]
+fn a_signature_refused_for_its_time_says_how_far_the_clock_is_off() {
+    for (offset, said) in [(30, "30m behind the server's"), (-30, "30m ahead of the server's")] {
+        let node =
+            Node::with(Options { clock_offset: SignedDuration::from_mins(offset), ..Options::default() });
+        let run = node.once(&["--timeout", "300ms"]);
+        let said = if run.err.contains(said) { said.to_owned() } else { said.replace("30m", "29m 59s") };
+        run.expect(4, &["refuses the signature for its time", &said]);
+    }
+    // At boot the clock is set a moment later.
+    let node = Node::with(Options { clock_offset: SignedDuration::from_mins(30), ..Options::default() });
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| node.once(&[]));
+        while node.aws.count(Api::Ecr) == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        node.aws.set_clock_offset(SignedDuration::ZERO);
+        run.join().unwrap().expect(0, &["refuses the signature for its time"]);
+    });
+}
+
+#[test]
+fn a_public_entry_that_cannot_be_renewed_goes_before_it_expires() {
+    let public = "public.ecr.aws";
+    let node = Node::with(Options { token_lifetime: SignedDuration::from_mins(9), ..Options::default() });
+    node.once(&["--registry", public, "--registry", HOST]).expect(0, &[]);
+    node.aws.fail(Api::EcrPublic, Fault::access_denied(), Times::Always);
+    node.once(&["--registry", public, "--registry", HOST])
+        .expect(4, &["removed", "ecr-public:GetAuthorizationToken"]);
+    assert!(node.document()["auths"].get(public).is_none(), "an expired entry is worse than none");
+    node.assert_latest_token(HOST);
+
+    // While it is good it stays.
+    let node = Node::new();
+    node.once(&["--registry", public]).expect(0, &[]);
+    node.aws.fail(Api::EcrPublic, Fault::access_denied(), Times::Always);
+    node.once(&["--registry", public]).expect(4, &[]);
+    node.assert_latest_token(public);
+}
+
+#[test]
+fn no_log_level_shows_a_token() {
+    // The harness looks through every stream of every run; this one says all that it can.
+    let node = Node::new();
+    for level in ["trace", "aws_smithy_runtime=trace,hyper=trace,ecr_node_agent=trace"] {
+        for format in ["text", "json"] {
+            node.once(&["--log-level", level, "--log-format", format]).expect(0, &[]);
+        }
+    }
+    node.aws.fail(Api::Ecr, Fault::TokenWithoutColon, Times::Always);
+    node.once(&["--log-level", "trace"]).expect(4, &[]);
+    node.aws.fail(Api::Ecr, Fault::CutOff, Times::Always);
+    node.once(&["--log-level", "trace", "--timeout", "100ms"]).expect(4, &[]);
+}

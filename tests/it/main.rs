@@ -1,0 +1,21 @@
+//! One binary, one module per promise. `node` builds the world, `needs` says what it takes.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "test code"
+)]
+#![expect(unreachable_pub, reason = "modules of one binary")]
+
+mod auth_file;
+mod cli;
+mod crash;
+mod credentials;
+mod ecr;
+mod merge;
+mod needs;
+mod node;
+mod readers;
+mod tidy;
+mod vectors;

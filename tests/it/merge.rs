@@ -1,0 +1,276 @@
+//! Promise 2, over any document: what is not ours is never lost.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ecr_node_agent::docker_config::document::{self, Document};
+use ecr_node_agent::docker_config::ledger::Record;
+use ecr_node_agent::docker_config::merge::{self, Found, Plan, Wanted, WantedEntry};
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use secrecy::SecretString;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+fn now() -> Timestamp {
+    "2026-11-23T10:00:00Z".parse().unwrap()
+}
+
+fn wanted_entry(password: &str) -> WantedEntry {
+    let record = Record {
+        expires_at: now() + SignedDuration::from_hours(12),
+        fetched_at: now(),
+        source: "eu-west-1".to_owned(),
+    };
+    WantedEntry { auth: SecretString::from(STANDARD.encode(format!("AWS:{password}"))), record }
+}
+
+fn wanted(entries: &BTreeMap<String, String>) -> Wanted {
+    let entries = entries.iter().map(|(key, password)| (key.clone(), wanted_entry(password))).collect();
+    Wanted { entries, drop_others: true, ..Wanted::default() }
+}
+
+fn parse(text: &str) -> Document<'_> {
+    let parsed = document::parse(text.as_bytes()).unwrap();
+    assert_eq!(parsed.spoilt, [], "{text}");
+    parsed.document
+}
+
+/// The text after a plan, or the same text where nothing is to be done.
+fn after(text: &str, plan: Plan) -> String {
+    match plan {
+        Plan::Keep => text.to_owned(),
+        Plan::Replace(bytes, _) => String::from_utf8(bytes.to_vec()).unwrap(),
+        Plan::Delete(_) => String::new(),
+    }
+}
+
+fn merged(text: &str, entries: &BTreeMap<String, String>) -> String {
+    after(text, merge::plan(parse(text), &wanted(entries), Found::Whole))
+}
+
+fn removed(text: &str) -> String {
+    after(text, merge::remove(parse(text), None))
+}
+
+fn value(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Any JSON, foreign to us.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        // Exact in binary: the reader of these tests, not the program, would round others.
+        any::<i32>().prop_map(|number| Value::from(f64::from(number) / 8.0)),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((any::<String>(), inner), 0..5)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+/// An entry that the kubelet can decode, with fields that nobody knows.
+fn foreign_entry() -> impl Strategy<Value = Value> {
+    (any::<Option<String>>(), any::<String>(), any_json()).prop_map(|(password, email, unknown)| {
+        let mut entry = Map::new();
+        if let Some(password) = password {
+            entry.insert("auth".to_owned(), json!(STANDARD.encode(format!("user:{password}"))));
+        }
+        entry.insert("email".to_owned(), json!(email));
+        entry.insert("x-unknown".to_owned(), unknown);
+        Value::Object(entry)
+    })
+}
+
+/// A docker config that the kubelet accepts: any fields, `auths` or not, null or not, anywhere among them.
+fn foreign_document() -> impl Strategy<Value = Value> {
+    let fields = prop::collection::vec(("x[a-zA-Z \"\\\\é]{0,8}", any_json()), 0..5);
+    let entries =
+        prop::collection::vec(("[a-z]{1,8}\\.example(:[0-9]{2,4})?(/[a-z]{1,4})?", foreign_entry()), 0..6);
+    let auths = prop::option::of(prop::option::of(entries));
+    (fields, auths, any::<prop::sample::Index>()).prop_map(|(fields, auths, place)| {
+        let mut members: Vec<(String, Value)> = fields;
+        if let Some(entries) = auths {
+            let auths = entries.map_or(Value::Null, |entries| Value::Object(entries.into_iter().collect()));
+            members.insert(place.index(members.len() + 1), ("auths".to_owned(), auths));
+        }
+        Value::Object(members.into_iter().collect())
+    })
+}
+
+fn our_entries() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let host = "[0-9]{12}\\.dkr\\.ecr\\.(us-east-1|eu-west-1)\\.amazonaws\\.com";
+    prop::collection::btree_map(host, "[ -~]{1,40}", 1..4)
+}
+
+fn entries_of(document: &Value) -> Vec<(String, Value)> {
+    let auths = document["auths"].as_object().cloned().unwrap_or_default();
+    auths.into_iter().collect()
+}
+
+proptest! {
+    #[test]
+    fn what_is_foreign_keeps_its_value_and_its_order(document in foreign_document(), ours in our_entries()) {
+        let before = document.clone();
+        let after = value(&merged(&document.to_string(), &ours));
+        let is_foreign = |key: &str| !ours.contains_key(key);
+
+        let fields = |document: &Value| -> Vec<(String, Value)> {
+            let all = document.as_object().unwrap().clone().into_iter();
+            all.filter(|(name, _)| name != "auths" && name != "ecr-node-agent").collect()
+        };
+        prop_assert_eq!(fields(&before), fields(&after));
+        let kept: Vec<_> = entries_of(&after).into_iter().filter(|(key, _)| is_foreign(key)).collect();
+        prop_assert_eq!(entries_of(&before), kept);
+        for (key, password) in &ours {
+            prop_assert_eq!(&after["auths"][key], &json!({ "auth": STANDARD.encode(format!("AWS:{password}")) }));
+        }
+    }
+
+    #[test]
+    fn a_second_merge_changes_nothing(document in foreign_document(), ours in our_entries()) {
+        let once = merged(&document.to_string(), &ours);
+        let again = merge::plan(parse(&once), &wanted(&ours), Found::Whole);
+        prop_assert!(matches!(again, Plan::Keep), "{:?}", again);
+    }
+
+    #[test]
+    fn a_removal_gives_back_the_original(document in foreign_document(), ours in our_entries(), later in our_entries()) {
+        let mut text = merged(&document.to_string(), &ours);
+        text = merged(&text, &later);
+        let back = value(&removed(&text));
+        // Written out, since `Value` compares objects in any order.
+        prop_assert_eq!(back.to_string(), document.to_string());
+    }
+
+    #[test]
+    fn what_is_merged_the_kubelet_accepts(document in foreign_document(), ours in our_entries()) {
+        let text = merged(&document.to_string(), &ours);
+        let parsed = document::parse(text.as_bytes()).unwrap();
+        prop_assert!(parsed.spoilt.is_empty());
+        for key in ours.keys() {
+            prop_assert_eq!(parsed.document.credentials(key).unwrap().username, "AWS");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        document::parse(&bytes).ok();
+        document::parse_legacy(&bytes).ok();
+    }
+
+    #[test]
+    fn any_text_like_a_document_is_parsed_or_refused(text in "[{}\\[\\]\",:authsX0-9nul \\\\]{0,60}") {
+        document::parse(text.as_bytes()).ok();
+    }
+}
+
+const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+fn ours() -> BTreeMap<String, String> {
+    BTreeMap::from([(HOST.to_owned(), "new".to_owned())])
+}
+
+#[test]
+fn what_serde_could_not_carry_survives_to_the_letter() {
+    let text = concat!(
+        "{\"n\": 1e999, \"big\": 12345678901234567890.10, \"s\": \"\\ud800 \\u0041\", \"d\": 1, \"d\": 2,\n",
+        " \"auths\": {\"a.example\": {\"auth\": \"dTpw\", \"z\": -0.0}, \"a.example\": {}}}"
+    );
+    let after = merged(text, &ours());
+    for part in [
+        "\"n\": 1e999",
+        "\"big\": 12345678901234567890.10",
+        "\"s\": \"\\ud800 \\u0041\"",
+        "\"d\": 1,\n\t\"d\": 2",
+        "\"a.example\": {\"auth\": \"dTpw\", \"z\": -0.0},\n\t\t\"a.example\": {}",
+    ] {
+        assert!(after.contains(part), "{part} is not in {after}");
+    }
+}
+
+#[test]
+fn every_spelling_of_our_registry_is_taken_over_and_no_other_key() {
+    let text = json!({ "auths": {
+        "first.example": {},
+        format!("https://{HOST}/v2/"): { "auth": "dTpvbGQ=" },
+        format!("{HOST}/team"): { "auth": "dTpwYXRo" },
+        HOST: { "auth": "dTpvbGQ=", "email": "e" },
+        "*.dkr.ecr.eu-west-1.amazonaws.com": { "auth": "dTpnbG9i" },
+    }});
+    let Plan::Replace(bytes, changes) = merge::plan(parse(&text.to_string()), &wanted(&ours()), Found::Whole)
+    else {
+        panic!("nothing to do?")
+    };
+    assert_eq!(changes.taken_over, [format!("https://{HOST}/v2/"), HOST.to_owned()]);
+    let after: Value = serde_json::from_slice(&bytes).unwrap();
+    let keys: Vec<_> = entries_of(&after).into_iter().map(|(key, _)| key).collect();
+    let expected = ["first.example", HOST, &format!("{HOST}/team"), "*.dkr.ecr.eu-west-1.amazonaws.com"];
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn only_entries_that_were_ours_and_are_not_asked_for_go() {
+    let other = "210987654321.dkr.ecr.us-east-1.amazonaws.com";
+    let failed = "210987654321.dkr.ecr.us-west-2.amazonaws.com";
+    let both = BTreeMap::from([HOST, other, failed].map(|key| (key.to_owned(), "old".to_owned())));
+    let start = json!({ "auths": { "999999999999.dkr.ecr.us-east-1.amazonaws.com": {} } }).to_string();
+    let text = merged(&start, &both);
+    let mut next = wanted(&ours());
+    next.keep.push(failed.to_owned());
+    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &next, Found::Whole) else { panic!() };
+    assert_eq!(changes.removed, [other]);
+    let after: Value = serde_json::from_slice(&bytes).unwrap();
+    let keys: Vec<_> = entries_of(&after).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["999999999999.dkr.ecr.us-east-1.amazonaws.com", HOST, failed]);
+    assert!(after["ecr-node-agent"]["entries"].get(other).is_none());
+    assert!(after["ecr-node-agent"]["entries"].get(failed).is_some());
+}
+
+#[test]
+fn a_public_entry_without_a_new_token_goes_before_it_expires() {
+    let public = "public.ecr.aws";
+    let text = merged("{}", &BTreeMap::from([(public.to_owned(), "old".to_owned())]));
+    let end = now() + SignedDuration::from_hours(12);
+    for (until, stays) in [(end - SignedDuration::from_secs(1), true), (end, false)] {
+        let wanted = Wanted {
+            lapse: BTreeMap::from([(public.to_owned(), until)]),
+            drop_others: true,
+            ..Wanted::default()
+        };
+        let after = after(&text, merge::plan(parse(&text), &wanted, Found::Whole));
+        assert_eq!(value(&after)["auths"].get(public).is_some(), stays, "{after}");
+    }
+}
+
+#[test]
+fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
+    let made = after("", merge::plan(Document::default(), &wanted(&ours()), Found::Nothing));
+    assert!(matches!(merge::remove(parse(&made), None), Plan::Delete(_)));
+
+    // What came along from a file that ours hides is there still, in that file.
+    let hidden = "{\"auths\": {\"a.example\": {\"auth\": \"dTpw\"}}}";
+    let mut document = Document::default();
+    let hidden_document = parse(hidden);
+    assert_eq!(document.take_along(&hidden_document), ["a.example"]);
+    let made = after("", merge::plan(document, &wanted(&ours()), Found::Nothing));
+    assert!(matches!(merge::remove(parse(&made), Some(&hidden_document)), Plan::Delete(_)));
+    // Not so if that file is gone, or holds something else by now.
+    let changed = "{\"auths\": {\"a.example\": {\"auth\": \"dTpx\"}}}";
+    for other in [None, Some(parse(changed))] {
+        let back = value(&after(&made, merge::remove(parse(&made), other.as_ref())));
+        assert_eq!(back, value(hidden));
+    }
+}
+
+#[test]
+fn a_removal_without_a_ledger_changes_nothing() {
+    let text = json!({ "auths": { HOST: { "auth": "dTpw" } } }).to_string();
+    assert!(matches!(merge::remove(parse(&text), None), Plan::Keep));
+}

@@ -1,0 +1,55 @@
+//! What some tests need beyond Rust. Where it is missing, a test is left out with one line that says so; with
+//! `ECR_NODE_AGENT_TEST_ALL=1`, as in CI, it fails instead.
+
+use std::process::{Command, Stdio};
+
+/// Something that not every machine has.
+#[derive(Debug, Clone, Copy)]
+pub enum Need {
+    /// The user root.
+    Root,
+    /// `strace`, allowed to trace.
+    Strace,
+    /// Mounts in a namespace of their own (`unshare`, root).
+    Mounts,
+    /// Extended attributes in `security.`, on the file system of the temporary directory.
+    SecurityAttributes,
+}
+
+/// Whether all of it is here. Says what is missing, or fails where nothing may be.
+pub fn all_here(needs: &[Need]) -> bool {
+    let Some(missing) = needs.iter().find(|need| !need.is_here()) else { return true };
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let everything = std::env::var_os("ECR_NODE_AGENT_TEST_ALL").is_some();
+    assert!(!everything, "{test} needs {missing:?}, which is not here");
+    eprintln!("skipped: {test} needs {missing:?}, which is not here");
+    false
+}
+
+impl Need {
+    fn is_here(self) -> bool {
+        match self {
+            Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
+            Self::Mounts => {
+                Self::Root.is_here()
+                    && works(
+                        "unshare",
+                        &["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "t", "/mnt"],
+                    )
+            }
+            Self::SecurityAttributes => {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                rustix::fs::fsetxattr(&file, "security.selinux", b"u:r:t:s0", rustix::fs::XattrFlags::empty())
+                    .is_ok()
+            }
+        }
+    }
+}
+
+fn works(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}

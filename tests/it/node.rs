@@ -1,0 +1,181 @@
+//! A node: a folder with the kubelet's root in it, an emulated AWS, and the program, run with nothing in its environment
+//! but what the case says.
+
+use ecr_emulator::{Emulator, Options};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// The registry that the emulator's answers name.
+pub const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+/// An entry of somebody else's, as docker writes it.
+pub const FOREIGN: &str =
+    "{\n\t\"auths\": {\n\t\t\"registry.example.com\": {\n\t\t\t\"auth\": \"dXNlcjpwYXNz\"\n\t\t}\n\t}\n}";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ecr-node-agent");
+
+/// The world around one run of the program.
+pub struct Node {
+    root: TempDir,
+    /// AWS.
+    pub aws: Emulator,
+    environment: BTreeMap<String, String>,
+}
+
+/// How a run ended.
+pub struct Run {
+    /// The exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Node {
+    /// A node with an AWS that answers, credentials in the environment, and no auth file yet.
+    pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("kubelet")).unwrap();
+        std::fs::create_dir(root.path().join("home")).unwrap();
+        let aws = Emulator::start(options).unwrap();
+        let environment =
+            aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut node = Self { root, aws, environment };
+        node.set("HOME", node.path("home").to_str().unwrap());
+        node.set("AWS_EC2_METADATA_DISABLED", "true");
+        node
+    }
+
+    /// A node whose auth file holds `content`.
+    pub fn with_auth_file(content: &str) -> Self {
+        let node = Self::new();
+        node.write("kubelet/config.json", content);
+        node
+    }
+
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.root.path().join(inside)
+    }
+
+    pub fn auth_file(&self) -> PathBuf {
+        self.path("kubelet/config.json")
+    }
+
+    pub fn write(&self, inside: &str, content: &str) {
+        let path = self.path(inside);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "test code")]
+        std::fs::write(path, content).unwrap();
+    }
+
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    pub fn unset(&mut self, name: &str) {
+        self.environment.remove(name);
+    }
+
+    /// Takes the credentials out of the environment.
+    pub fn without_keys(mut self) -> Self {
+        self.unset("AWS_ACCESS_KEY_ID");
+        self.unset("AWS_SECRET_ACCESS_KEY");
+        self
+    }
+
+    /// The program with this node's environment, as `wrapper` runs it.
+    pub fn command(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
+        let line: Vec<&str> =
+            wrapper.iter().copied().chain([PROGRAM]).chain(arguments.iter().copied()).collect();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).env_clear().envs(&self.environment).stdin(Stdio::null());
+        // The wrappers are found by it; the program itself looks nothing up.
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// `--once` on this node's auth file, and what else the case says.
+    pub fn once(&self, more: &[&str]) -> Run {
+        let auth_file = self.auth_file();
+        self.run(&[&["--once", "--auth-file", auth_file.to_str().unwrap()], more].concat())
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Run {
+        self.checked(&self.command(&[], arguments).output().unwrap())
+    }
+
+    /// No test's run may show a secret, in any stream.
+    pub fn checked(&self, output: &Output) -> Run {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let run = Run {
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        };
+        for secret in self.aws.secrets() {
+            // Also a part of one: a cut line still shows what is in it.
+            let part = &secret[..secret.len().min(24)];
+            assert!(!run.out.contains(part) && !run.err.contains(part), "a secret is shown");
+        }
+        assert!(
+            !run.out.contains("SECRETPASSWORD") && !run.err.contains("SECRETPASSWORD"),
+            "a password is shown"
+        );
+        assert!(!run.err.contains("dXNlcjpwYXNz"), "a foreign credential is shown: {}", run.err);
+        run
+    }
+
+    /// The auth file's document.
+    pub fn document(&self) -> Value {
+        read(&self.auth_file())
+    }
+
+    /// What stands under `key` in the auth file, as the token that the emulator handed out last.
+    pub fn assert_latest_token(&self, key: &str) {
+        let issued = self.aws.issued();
+        let latest = issued.last().expect("no token was issued");
+        assert_eq!(self.document()["auths"][key]["auth"], latest.token_base64.as_str(), "{key}");
+    }
+
+    /// The names in the kubelet's root.
+    pub fn names(&self) -> Vec<String> {
+        names(&self.path("kubelet"))
+    }
+}
+
+impl Run {
+    /// Fails unless the run ended so, showing what it said.
+    #[track_caller]
+    pub fn expect(self, code: i32, said: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{}\n{}", self.out, self.err);
+        for text in said {
+            assert!(
+                self.err.contains(text) || self.out.contains(text),
+                "`{text}` is missing in:\n{}\n{}",
+                self.out,
+                self.err
+            );
+        }
+        self
+    }
+}
+
+pub fn read(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+pub fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
