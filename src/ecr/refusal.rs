@@ -4,6 +4,7 @@
 //! answers with all that is secret in them. What is kept here is text that was chosen for being harmless.
 
 use super::token::TokenError;
+use aws_smithy_http::endpoint::error::ResolveEndpointError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -171,7 +172,11 @@ where
     match error {
         SdkError::ConstructionFailure(_) => Refusal::Settings { said: chain(error) },
         SdkError::TimeoutError(_) => Refusal::Unavailable { said: "timed out".to_owned() },
-        SdkError::DispatchFailure(failure) if failure.is_user() => Refusal::Settings { said: chain(error) },
+        SdkError::DispatchFailure(failure)
+            if failure.is_user() || links(error).any(<dyn Error>::is::<ResolveEndpointError>) =>
+        {
+            Refusal::Settings { said: chain(error) }
+        }
         SdkError::ResponseError(_)
             if links(error).any(<dyn Error>::is::<http_body_util::LengthLimitError>) =>
         {

@@ -13,6 +13,7 @@ use secrecy::zeroize::Zeroizing;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// A docker config is a few kilobytes. What is larger is something else.
@@ -237,7 +238,7 @@ impl AuthFile {
         let (directory, name) = self.resolve()?;
         let path = directory.join(name);
         match read_regular(&path) {
-            Ok(Regular::Bytes(bytes, _)) => Ok(Some(bytes)),
+            Ok(Regular::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Regular::TooLarge) => Err(AuthFileError::TooLarge(path)),
             Ok(Regular::Not) => Err(AuthFileError::NotAFile { path, kind: "no regular file" }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -424,12 +425,10 @@ impl AuthFile {
             (PathBuf::from("/.dockercfg"), true),
             (self.kubelet_home.join(".dockercfg"), true),
         ];
-        candidates.into_iter().filter(|(path, _)| *path != self.path).find_map(|(path, legacy)| {
+        let candidates = candidates.into_iter().filter(|(path, _)| *path != self.path && is_roots(path));
+        candidates.into_iter().find_map(|(path, legacy)| {
             match read_regular(&path) {
-                // Only what root put there: entries that come along are offered to every pod of the node.
-                Ok(Regular::Bytes(bytes, owner))
-                    if owner == 0 || owner == nix::unistd::geteuid().as_raw() =>
-                {
+                Ok(Regular::Bytes(bytes)) => {
                     let hidden = Hidden { path, legacy, bytes: Ok(bytes) };
                     // What the kubelet does not accept either hides nothing.
                     let counts = !matches!(hidden.document(), Err(NotADocument::Ignored));
@@ -484,8 +483,16 @@ impl Hidden {
     }
 }
 
+/// Whether root, or whoever we are, owns a path's last three parts, links not followed, or they are not there. Entries
+/// that come along are offered to every pod of the node, so nobody else may choose them, not even by a link.
+fn is_roots(path: &Path) -> bool {
+    let us = nix::unistd::geteuid().as_raw();
+    let owner = |path: &Path| std::fs::symlink_metadata(path).map(|metadata| metadata.uid());
+    path.ancestors().take(3).all(|part| owner(part).map_or(true, |owner| owner == 0 || owner == us))
+}
+
 enum Regular {
-    Bytes(Zeroizing<Vec<u8>>, u32),
+    Bytes(Zeroizing<Vec<u8>>),
     TooLarge,
     Not,
 }
@@ -501,7 +508,7 @@ fn read_regular(path: &Path) -> io::Result<Regular> {
         return Ok(Regular::Not);
     }
     let bytes = read_bounded(&File::from(file), &stat, MAX_SIZE)?;
-    Ok(bytes.map_or(Regular::TooLarge, |bytes| Regular::Bytes(bytes, stat.st_uid)))
+    Ok(bytes.map_or(Regular::TooLarge, Regular::Bytes))
 }
 
 fn open_directory(path: &Path) -> Result<std::os::fd::OwnedFd, StepError> {

@@ -278,13 +278,24 @@ fn a_spoilt_file_hid_nothing_and_a_whole_one_does() {
 }
 
 #[test]
-fn a_hidden_file_of_another_users_does_not_come_along() {
+fn a_hidden_file_that_another_user_chose_does_not_come_along() {
     if !all_here(&[Need::Root]) {
         return;
     }
     let node = Node::new();
     node.write("home/.docker/config.json", "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
-    std::os::unix::fs::chown(node.path("home/.docker/config.json"), Some(12345), None).unwrap();
+    for theirs in ["home/.docker/config.json", "home/.docker", "home"] {
+        std::os::unix::fs::chown(node.path(theirs), Some(12345), None).unwrap();
+        node.once(&[]).expect(0, &[]);
+        assert!(node.document()["auths"].get("a.example").is_none(), "{theirs}");
+        fs::remove_file(node.auth_file()).unwrap();
+        std::os::unix::fs::chown(node.path(theirs), Some(0), None).unwrap();
+    }
+    // A link of theirs to a file of root's.
+    node.write("roots.json", "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
+    fs::remove_file(node.path("home/.docker/config.json")).unwrap();
+    symlink(node.path("roots.json"), node.path("home/.docker/config.json")).unwrap();
+    std::os::unix::fs::lchown(node.path("home/.docker/config.json"), Some(12345), None).unwrap();
     node.once(&[]).expect(0, &[]);
     assert!(node.document()["auths"].get("a.example").is_none());
 }

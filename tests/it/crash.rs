@@ -1,6 +1,6 @@
 //! Promise 1, whatever kills us and whenever; and what each failing system call leaves behind.
 
-use crate::needs::{Need, all_here};
+use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node, Run};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -107,7 +107,7 @@ fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_leaves_no_l
                 assert_eq!(node.names().len(), 1 + start.copies, "{case}: {:?}", node.names());
             }
         }
-        eprintln!("{}: killed at each of {kills} calls", start.what);
+        tell(&format!("{}: killed at each of {kills} calls, the file was whole", start.what));
     }
 }
 

@@ -96,6 +96,22 @@ fn the_call_goes_to_the_endpoint_that_matches_the_host() {
 }
 
 #[test]
+fn an_endpoint_of_the_users_own_is_asked_as_it_is() {
+    let mut node = Node::new();
+    node.unset("AWS_ENDPOINT_URL");
+    node.set("AWS_ENDPOINT_URL_ECR", &node.aws.url());
+    for host in
+        ["123456789012.dkr.ecr-fips.us-east-1.amazonaws.com", "123456789012.dkr-ecr.eu-west-1.on.aws", HOST]
+    {
+        node.once(&["--registry", host]).expect(0, &[]);
+        node.assert_latest_token(host);
+    }
+    // The SDK takes no endpoint together with FIPS for all calls.
+    node.set("AWS_USE_FIPS_ENDPOINT", "true");
+    node.once(&[]).expect(4, &["the AWS settings do not work", "FIPS"]);
+}
+
+#[test]
 fn a_private_ca_is_trusted_where_it_is_named_and_nowhere_else() {
     let mut node = Node::with(Options { tls: Some(Vec::new()), ..Options::default() });
     node.once(&["--timeout", "5s"]).expect(4, &["certificate is refused", "AWS_CA_BUNDLE"]);

@@ -1,11 +1,5 @@
 //! One binary, one module per promise. `node` builds the world, `needs` says what it takes.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr,
-    reason = "test code"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 #![expect(unreachable_pub, reason = "modules of one binary")]
 
 mod auth_file;

@@ -1,6 +1,7 @@
 //! What some tests need beyond Rust. Where it is missing, a test is left out with one line that says so; with
 //! `ECR_NODE_AGENT_TEST_ALL=1`, as in CI, it fails instead.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// Something that not every machine has.
@@ -23,8 +24,14 @@ pub fn all_here(needs: &[Need]) -> bool {
     #[expect(clippy::disallowed_methods, reason = "test code")]
     let everything = std::env::var_os("ECR_NODE_AGENT_TEST_ALL").is_some();
     assert!(!everything, "{test} needs {missing:?}, which is not here");
-    eprintln!("skipped: {test} needs {missing:?}, which is not here");
+    tell(&format!("skipped: {test} needs {missing:?}, which is not here"));
     false
+}
+
+/// Says something that is to be seen although the test passes.
+pub fn tell(line: &str) {
+    // Not by a macro, whose output the test harness keeps to itself.
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 impl Need {
