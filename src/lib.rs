@@ -21,6 +21,7 @@ pub mod report;
 pub mod schedule;
 pub mod settings;
 pub mod target;
+pub mod trigger;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -1,13 +1,70 @@
-//! When to try again.
+//! When to refresh, and when to try again.
 //!
-//! Pure: no clock, no sleep, no I/O. The caller passes the random source and does the waiting.
+//! Pure: no clock, no sleep, no I/O. The caller passes `now`, what chance drew (uniform in `0.0..1.0`), and does the
+//! waiting, so every rule here is a table in a test. A token's life is `expires_at - fetched_at`; ECR's is 12 h.
 
+use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
+/// No refresh is planned later than this before a token's end.
+const MARGIN: SignedDuration = SignedDuration::from_mins(30);
 /// What the first delay is drawn from.
 const FIRST: Duration = Duration::from_secs(1);
 /// What no delay exceeds.
 const LONGEST: Duration = Duration::from_mins(5);
+
+/// When ECR handed a token out, and when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// The start, by this node's clock.
+    pub fetched_at: Timestamp,
+    /// The end, by ECR's.
+    pub expires_at: Timestamp,
+}
+
+/// How long a token is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval {
+    /// From one refresh to the next.
+    pub length: SignedDuration,
+    /// How much earlier it may come, at random, so that a fleet does not call in step.
+    pub spread: SignedDuration,
+}
+
+impl Life {
+    /// The instant at which a token should be replaced: `interval` after it was handed out, or 30 minutes before its end
+    /// where that is earlier, less a random part of the spread. A token that lives for less than two hours is
+    /// replaced in the last quarter of its life at the latest, and never in its first half because of the spread.
+    #[must_use]
+    pub fn due(&self, interval: Interval, random: f64) -> Timestamp {
+        // `+` on timestamps panics past year 9999, and the interval is the user's.
+        let wished = self.fetched_at.checked_add(interval.length).unwrap_or(Timestamp::MAX);
+        self.spread(wished, interval.spread, random)
+    }
+
+    /// As [`Self::due`], for a time that something else than an interval has named.
+    #[must_use]
+    pub fn spread(&self, wished: Timestamp, spread: SignedDuration, random: f64) -> Timestamp {
+        let latest = wished.min(self.latest());
+        let half = latest.duration_since(self.fetched_at) / 2;
+        let early = spread.clamp(SignedDuration::ZERO, half.max(SignedDuration::ZERO));
+        latest.checked_sub(early.mul_f64(random.clamp(0.0, 1.0))).unwrap_or(latest)
+    }
+
+    /// The last moment to plan a refresh for.
+    fn latest(&self) -> Timestamp {
+        let life = self.expires_at.duration_since(self.fetched_at);
+        let margin = MARGIN.min(life / 4).max(SignedDuration::ZERO);
+        self.expires_at.checked_sub(margin).unwrap_or(self.expires_at)
+    }
+
+    /// Whether the token is good now, as far as this node's clock can tell. A token from the future is not: the clock has
+    /// been set back since, and says nothing of how old the token is.
+    #[must_use]
+    pub fn is_good(&self, now: Timestamp) -> bool {
+        self.fetched_at <= now && now < self.expires_at
+    }
+}
 
 /// How long to wait before the next try, after `failures` (1 or more) in a row.
 ///
@@ -25,6 +82,45 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn life(hours: i64) -> Life {
+        let fetched_at: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
+        Life { fetched_at, expires_at: fetched_at + SignedDuration::from_hours(hours) }
+    }
+
+    #[test]
+    fn a_refresh_is_due_after_the_interval_less_the_spread_and_well_before_the_end() {
+        let cases = [
+            // life h, interval, spread, random, due after
+            (12, "11h", "0s", 0.0, "11h"),
+            (12, "11h", "30m", 0.0, "11h"),
+            (12, "11h", "30m", 0.5, "10h45m"),
+            (12, "11h", "30m", 1.0, "10h30m"),
+            (12, "48h", "0s", 0.0, "11h30m"),
+            (12, "48h", "30m", 1.0, "11h"),
+            (1, "11h", "0s", 0.0, "45m"),
+            (1, "11h", "30m", 1.0, "22m30s"),
+            (12, "1s", "30m", 1.0, "500ms"),
+        ];
+        for (hours, length, spread, random, due) in cases {
+            let interval = Interval { length: length.parse().unwrap(), spread: spread.parse().unwrap() };
+            let after = life(hours).due(interval, random).duration_since(life(hours).fetched_at);
+            let due: SignedDuration = due.parse().unwrap();
+            assert_eq!(after, due, "life {hours} h, interval {length}, spread {spread}, random {random}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_between_its_start_and_its_end() {
+        let cases = [
+            ("2026-11-22T23:59:59Z", false),
+            ("2026-11-23T00:00:00Z", true),
+            ("2026-11-23T12:00:00Z", false),
+        ];
+        for (now, good) in cases {
+            assert_eq!(life(12).is_good(now.parse().unwrap()), good, "{now}");
+        }
+    }
+
     #[test]
     fn the_ceiling_doubles_from_a_second_to_five_minutes() {
         let cases = [(0, 1), (1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (17, 300), (u32::MAX, 300)];
@@ -34,6 +130,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_refresh_is_due_within_the_life_of_the_token(
+            life_s in 1_i64..1_000_000, length in 0_i64..10_000_000, spread in 0_i64..10_000_000, random in 0.0_f64..=1.0,
+        ) {
+            let fetched_at = life(1).fetched_at;
+            let life = Life { fetched_at, expires_at: fetched_at + SignedDuration::from_secs(life_s) };
+            let interval =
+                Interval { length: SignedDuration::from_secs(length), spread: SignedDuration::from_secs(spread) };
+            let due = life.due(interval, random);
+            prop_assert!(fetched_at <= due && due < life.expires_at);
+            prop_assert!(due <= life.due(interval, 0.0), "the spread never makes it later");
+        }
+
         #[test]
         fn jitter_is_full(failures in 1_u32..20, random in 0.0_f64..1.0) {
             let ceiling = retry_delay(failures, 1.0);

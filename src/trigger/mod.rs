@@ -1,0 +1,5 @@
+//! Why the agent wakes: a deadline, a changed file, a signal. Nothing here polls.
+
+pub mod signal;
+pub mod timer;
+pub mod watch;
