@@ -1,49 +1,503 @@
-//! Runs what the command line says.
+//! The loop: waits for a reason, asks ECR, publishes, and asks `schedule` what is next.
+//!
+//! Nothing in it waits for anything else: each source is asked in a task of its own, files are written in another, and
+//! the loop only takes what comes and decides what is next. It sleeps until a deadline, a file event or a signal.
 
-use crate::cli::Command;
+use crate::clock;
+use crate::docker_config::document;
+use crate::docker_config::merge::Wanted;
 use crate::ecr::client::Ecr;
-use crate::refresh::{self, Round};
+use crate::ecr::refusal::Refusal;
+use crate::ecr::registry::Endpoint;
+use crate::ecr::token::{AuthorizationToken, Token};
+use crate::refresh::{LAPSE, Published, Question, ask, on_each, questions, tell_fetched, wanted};
 use crate::report::ending::{Ending, failed};
-use crate::report::status;
-use crate::settings::Settings;
+use crate::schedule::{Life, retry_delay};
+use crate::settings::{Daemon, Settings};
+use crate::target::auth_file::{AuthFile, Effect, Manner};
+use crate::trigger::signal::{Asked, Signals};
+use crate::trigger::timer::{Deadline, Now, Timer};
+use crate::trigger::watch::{Interests, Seen, Watch};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
-/// Runs a command to its end.
-#[must_use]
-pub fn run(command: Command) -> Ending {
-    keep_secrets_in_memory();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error, Ending::Unexpected),
-    };
-    match command {
-        Command::Once(settings) => runtime.block_on(once(&settings)),
-        Command::Remove { auth_files, dry_run } => {
-            let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
-            told(&round, dry_run)
-        }
-        Command::Status { auth_files, registries, output } => status::run(&auth_files, &registries, output),
-    }
-}
+/// What one attempt may take in all: to find credentials, to assume a role, to fetch.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// How long a stop waits for a replacement that is under way.
+const GRACE: Duration = Duration::from_secs(4);
+/// Without a watch, this often the files are looked at and a watch is tried.
+const BLIND: Duration = Duration::from_mins(1);
+/// So many repairs within [`FIGHT_TIME`] are a fight with another writer, and from then on there is one in that time.
+const FIGHT: usize = 10;
+const FIGHT_TIME: Duration = Duration::from_mins(1);
+/// A watch that breaks again and again is not set up more often than this.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
-async fn once(settings: &Settings) -> Ending {
+/// Runs until it is asked to stop.
+pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
     let ecr = match Ecr::new(settings.identity.clone()) {
         Ok(ecr) => Arc::new(ecr),
         Err(error) => return failed(&error, Ending::Usage),
     };
-    told(&refresh::refresh(settings, ecr).await, settings.dry_run)
+    let (timer, mut signals) = match Timer::new().and_then(|timer| Ok((timer, Signals::listen()?))) {
+        Ok(both) => both,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
+    let mut agent = Agent::new(settings, daemon, ecr);
+    info!("started");
+    agent.look_around(clock::both());
+    loop {
+        let now = clock::both();
+        agent.start_what_is_due(now);
+        let next = agent.next(now);
+        let seen = async {
+            match &agent.watch {
+                Some(watch) => watch.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased; // a stop wins over work that is also ready
+            asked = signals.next() => match asked {
+                Asked::Stop => break,
+                Asked::Refresh => agent.refresh_now("SIGHUP"),
+            },
+            seen = seen => agent.seen(seen, clock::both()),
+            Some(answer) = agent.attempts.join_next() => match answer {
+                Ok(answer) => agent.take(answer, clock::both()),
+                Err(error) => return failed(&error, Ending::Unexpected),
+            },
+            Some(published) = agent.publishing.join_next() => match published {
+                Ok(published) => agent.published(published, clock::both()),
+                Err(error) => return failed(&error, Ending::Unexpected),
+            },
+            waited = timer.wait(next) => if let Err(error) = waited {
+                return failed(&error, Ending::Unexpected);
+            },
+        }
+    }
+    info!("asked to stop");
+    if !agent.publishing.is_empty() {
+        tokio::select! {
+            // What is killed here leaves the old file or the new one, and the next start cleans up.
+            _ = signals.next() => warn!("asked again: a replacement under way was given up"),
+            ended = tokio::time::timeout(GRACE, agent.publishing.join_next()) => if ended.is_err() {
+                warn!("a replacement under way took too long, and was given up");
+            },
+        }
+    }
+    Ending::Done
 }
 
-fn told(round: &Round, dry_run: bool) -> Ending {
-    if dry_run && let Err(error) = status::print_plan(round) {
-        return failed(&error, Ending::Unexpected);
-    }
-    round.ending()
+/// A source, the token that we have of it, and when it is asked next.
+struct Post {
+    question: Question,
+    token: Option<Token>,
+    next: Deadline,
+    failures: u32,
+    asking: bool,
+    /// Somebody wanted a refresh while one was under way.
+    again: bool,
+    refusal: Option<Refusal>,
 }
 
-/// No core dump, no debugger of another user's: the memory holds tokens.
-fn keep_secrets_in_memory() {
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::debug!(%error, "core dumps could not be switched off");
+/// What an attempt came to.
+enum Answer {
+    Questions(Result<Vec<Question>, Refusal>),
+    Token(usize, Result<Token, Refusal>),
+}
+
+/// Why a publish is wanted. The last one says most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wish {
+    /// Somebody may have changed a file.
+    Drift,
+    /// There is something new to write, or an entry has to go.
+    New,
+}
+
+struct Agent {
+    settings: Settings,
+    daemon: Daemon,
+    ecr: Arc<Ecr>,
+    /// `None` until it is known whom to ask.
+    posts: Option<Vec<Post>>,
+    next_questions: Deadline,
+    questions_failures: u32,
+    asking_questions: bool,
+    attempts: JoinSet<Answer>,
+    wish: Option<Wish>,
+    carried: Option<Wish>,
+    /// One at the most.
+    publishing: JoinSet<Vec<Published>>,
+    publish_failures: u32,
+    publish_not_before: Option<Deadline>,
+    modes: BTreeMap<PathBuf, u32>,
+    repairs: VecDeque<Duration>,
+    fighting: bool,
+    blind: bool,
+    watch: Option<Watch>,
+    watch_again: Option<Deadline>,
+}
+
+impl Agent {
+    fn new(settings: Settings, daemon: Daemon, ecr: Arc<Ecr>) -> Self {
+        let now = clock::both();
+        Self {
+            settings,
+            daemon,
+            ecr,
+            posts: None,
+            next_questions: now.after(Duration::ZERO),
+            questions_failures: 0,
+            asking_questions: false,
+            attempts: JoinSet::new(),
+            wish: None,
+            carried: None,
+            publishing: JoinSet::new(),
+            publish_failures: 0,
+            publish_not_before: None,
+            modes: BTreeMap::new(),
+            repairs: VecDeque::new(),
+            fighting: false,
+            blind: false,
+            watch: None,
+            watch_again: None,
+        }
     }
+
+    /// The earliest moment at which there is something to do.
+    fn next(&self, now: Now) -> Deadline {
+        let mut next = now.after(Duration::from_hours(24));
+        let mut at = |deadline: Deadline| {
+            next = Deadline { wall: next.wall.min(deadline.wall), boot: next.boot.min(deadline.boot) };
+        };
+        if self.posts.is_none() && !self.asking_questions {
+            at(self.next_questions);
+        }
+        for post in self.posts.iter().flatten() {
+            if !post.asking {
+                at(post.next);
+            }
+            if let Some(lapse) = post.lapse().filter(|lapse| *lapse > now.wall) {
+                at(now.until(lapse));
+            }
+        }
+        if self.wish.is_some() && self.publishing.is_empty() {
+            at(self.publish_not_before.unwrap_or_else(|| now.after(Duration::ZERO)));
+        }
+        if let Some(again) = self.watch_again {
+            at(again);
+        }
+        next
+    }
+
+    fn start_what_is_due(&mut self, now: Now) {
+        if self.watch_again.is_some_and(|again| now.is_past(again)) {
+            self.look_around(now);
+            self.wish = self.wish.max(Some(Wish::Drift));
+        }
+        if self.posts.is_none() && !self.asking_questions && now.is_past(self.next_questions) {
+            self.asking_questions = true;
+            let (settings, ecr) = (self.settings.clone(), Arc::clone(&self.ecr));
+            self.attempts.spawn(async move {
+                let asked = tokio::time::timeout(ATTEMPT, Box::pin(questions(&settings, &ecr))).await;
+                Answer::Questions(asked.unwrap_or_else(|_| Err(given_up())))
+            });
+        }
+        let mut lapsed = false;
+        for (number, post) in self.posts.iter_mut().flatten().enumerate() {
+            lapsed |= post.lapse().is_some_and(|lapse| lapse <= now.wall) && post.token.take().is_some();
+            if !post.asking && now.is_past(post.next) {
+                post.asking = true;
+                let (ecr, question) = (Arc::clone(&self.ecr), post.question.clone());
+                let span = info_span!("fetch", source = %question.source);
+                let attempt = async move {
+                    let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt(&ecr, &question))).await;
+                    let token = asked.unwrap_or_else(|_| Err(given_up()));
+                    Answer::Token(number, token)
+                };
+                self.attempts.spawn(attempt.instrument(span));
+            }
+        }
+        if lapsed {
+            self.wish = Some(Wish::New);
+        }
+        self.publish(now);
+    }
+
+    /// Everything is asked at the next chance.
+    fn refresh_now(&mut self, why: &str) {
+        info!(why, "refreshing now");
+        let now = clock::both();
+        self.next_questions = now.after(Duration::ZERO);
+        for post in self.posts.iter_mut().flatten() {
+            post.again = post.asking;
+            post.next = now.after(Duration::ZERO);
+        }
+    }
+
+    fn seen(&mut self, seen: Seen, now: Now) {
+        if seen.has(Seen::AUTH_FILE) {
+            self.wish = self.wish.max(Some(Wish::Drift));
+        }
+        if seen.has(Seen::BROKEN) {
+            self.watch = None;
+            self.watch_again = Some(now.after(WATCH_PAUSE));
+        }
+        // Credentials are read anew for every attempt, so there is nothing to forget.
+        let for_want_of_them = |post: &Post| post.refusal.as_ref().is_some_and(Refusal::is_about_the_caller);
+        let no_questions = self.posts.is_none() && self.questions_failures > 0;
+        if seen.has(Seen::CREDENTIALS) && (no_questions || self.posts.iter().flatten().any(for_want_of_them))
+        {
+            self.refresh_now("credentials changed");
+        }
+    }
+
+    fn take(&mut self, answer: Answer, now: Now) {
+        match answer {
+            Answer::Questions(Ok(questions)) => {
+                self.asking_questions = false;
+                self.adopt(questions, now);
+            }
+            Answer::Questions(Err(refusal)) => {
+                self.asking_questions = false;
+                self.questions_failures += 1;
+                let delay = retry_delay(self.questions_failures, fastrand::f64());
+                error!(error = %refusal, retry_in = ?delay, "nobody can be asked yet");
+                self.next_questions = now.after(delay);
+            }
+            Answer::Token(number, token) => {
+                if let Some(post) = self.posts.as_mut().and_then(|posts| posts.get_mut(number)) {
+                    let span = info_span!("fetch", source = %post.question.source);
+                    let _entered = span.enter();
+                    if post.take(token, &self.daemon, now) {
+                        self.wish = Some(Wish::New);
+                        self.publish_not_before = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins with what the files remember: a token of ours that is good is not asked for again.
+    fn adopt(&mut self, questions: Vec<Question>, now: Now) {
+        let posts = questions.into_iter().map(|question| {
+            let token = self.settings.auth_files.iter().find_map(|file| remembered(file, &question, now.wall));
+            let next = match &token {
+                Some(token) => {
+                    let due = due(&self.daemon, token);
+                    info!(source = %question.source, expires_at = %token.expires_at, next_refresh = %due, "a good token of ours is in place");
+                    now.until(due)
+                }
+                None => now.after(Duration::ZERO),
+            };
+            Post { question, token, next, failures: 0, asking: false, again: false, refusal: None }
+        });
+        let posts: Vec<Post> = posts.collect();
+        if posts.iter().any(|post| post.token.is_some()) {
+            self.wish = Some(Wish::New);
+        }
+        self.posts = Some(posts);
+    }
+
+    fn publish(&mut self, now: Now) {
+        let held_back = self.publish_not_before.is_some_and(|not_before| !now.is_past(not_before));
+        let Some(wish) = self.wish.filter(|_| self.publishing.is_empty() && !held_back) else { return };
+        self.wish = None;
+        self.publish_not_before = None;
+        let posts = self.posts.iter().flatten();
+        let wanted: Wanted = wanted(posts.map(|post| (&post.question, post.usable(now.wall))), now.wall);
+        if wanted.entries.is_empty() && wanted.lapse.is_empty() {
+            return;
+        }
+        self.carried = Some(wish);
+        let (files, modes) = (self.settings.auth_files.clone(), self.modes.clone());
+        let now = now.wall;
+        let publish = move |file: &AuthFile| {
+            let manner = Manner { now, dry_run: false, mode: modes.get(&file.path).copied() };
+            file.publish(&wanted, manner)
+        };
+        self.publishing.spawn(async move { on_each(&files, publish).await });
+    }
+
+    fn published(&mut self, published: Vec<Published>, now: Now) {
+        let drift = self.carried.take() == Some(Wish::Drift);
+        let (mut failed, mut repaired) = (false, false);
+        for published in published {
+            match published.result {
+                Ok(outcome) => {
+                    if let Some(mode) = outcome.mode {
+                        self.modes.insert(published.path.clone(), mode);
+                    }
+                    if drift && outcome.effect != Effect::Unchanged {
+                        repaired = true;
+                        self.repaired(&published.path, now);
+                    }
+                }
+                Err(_) => failed = true,
+            }
+        }
+        if drift && !repaired && self.fighting {
+            self.fighting = false;
+            info!("the other program has stopped");
+        }
+        if failed {
+            self.publish_failures += 1;
+            self.wish = Some(Wish::New);
+            let delay = retry_delay(self.publish_failures, fastrand::f64());
+            self.publish_not_before = Some(now.after(delay));
+        } else {
+            self.publish_failures = 0;
+        }
+    }
+
+    /// Another writer changed what we had published, and it is back. More than ten times in a minute is a fight, which
+    /// neither side would win.
+    fn repaired(&mut self, path: &Path, now: Now) {
+        self.repairs.push_back(now.boot);
+        while self.repairs.front().is_some_and(|first| *first + FIGHT_TIME < now.boot) {
+            self.repairs.pop_front();
+        }
+        if self.repairs.len() > FIGHT && !self.fighting {
+            self.fighting = true;
+            let path = path.display();
+            warn!(%path, "another program keeps changing this file; from now on it is repaired once a minute");
+        } else {
+            warn!(path = %path.display(), "another program had changed this file; it was repaired");
+        }
+        if self.fighting {
+            self.publish_not_before = Some(now.after(FIGHT_TIME));
+        }
+    }
+
+    /// Sets up the watch; where that fails, it is tried again in a minute, and the files are looked at then.
+    fn look_around(&mut self, now: Now) {
+        let mut interests = Interests::default();
+        for (directory, name) in self.settings.auth_files.iter().flat_map(AuthFile::places) {
+            interests.add(&directory, Some(name), Seen::AUTH_FILE);
+        }
+        if let Some(directory) = self.settings.identity.credentials_dir.as_ref().filter(|it| it.is_dir()) {
+            interests.add(directory, None, Seen::CREDENTIALS);
+        }
+        for path in &self.daemon.credential_files {
+            if let (Some(directory), Some(name)) = (path.parent().filter(|it| it.is_dir()), path.file_name())
+            {
+                interests.add(directory, Some(name.to_owned()), Seen::CREDENTIALS);
+                // A mounted Secret changes by a swap of this link.
+                interests.add(directory, Some("..data".into()), Seen::CREDENTIALS);
+            }
+        }
+        match Watch::start(interests) {
+            Ok(watch) => {
+                if std::mem::take(&mut self.blind) {
+                    info!("the files are watched again");
+                }
+                self.watch = Some(watch);
+                self.watch_again = None;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    warn!(%error, "the files cannot be watched, and are looked at once a minute");
+                }
+                self.watch = None;
+                self.watch_again = Some(now.after(BLIND));
+            }
+        }
+    }
+}
+
+impl Post {
+    /// Takes the answer of an attempt. Says whether there is something new to publish.
+    fn take(&mut self, token: Result<Token, Refusal>, daemon: &Daemon, now: Now) -> bool {
+        self.asking = false;
+        let again = std::mem::take(&mut self.again);
+        match token {
+            Ok(token) => {
+                tell_fetched(&Ok(token.clone()));
+                self.failures = 0;
+                self.refusal = None;
+                let due = due(daemon, &token);
+                self.next = if again { now.after(Duration::ZERO) } else { now.until(due) };
+                debug!(next_refresh = %due, "scheduled");
+                self.token = Some(token);
+                true
+            }
+            Err(refusal) => {
+                self.failures += 1;
+                let delay = retry_delay(self.failures, fastrand::f64());
+                let failures = self.failures;
+                match self.usable(now.wall) {
+                    Some(token) => {
+                        warn!(error = %refusal, failures, retry_in = ?delay, expires_at = %token.expires_at, "no new token; the old one is good until its end");
+                    }
+                    None => {
+                        error!(error = %refusal, failures, retry_in = ?delay, "there is no valid token: image pulls from ECR fail");
+                    }
+                }
+                self.refusal = Some(refusal);
+                self.next = now.after(if again { Duration::ZERO } else { delay });
+                false
+            }
+        }
+    }
+
+    /// The token, while it is good. One that is past its end is not put back where somebody replaced it.
+    fn usable(&self, now: Timestamp) -> Option<&Token> {
+        self.token.as_ref().filter(|token| now < token.expires_at)
+    }
+
+    /// When an entry for a registry that also serves anonymously has to go, if its renewal keeps failing.
+    fn lapse(&self) -> Option<Timestamp> {
+        let token = self.token.as_ref().filter(|_| self.question.source.endpoint == Endpoint::Public)?;
+        self.refusal.as_ref().and_then(|_| token.expires_at.checked_sub(LAPSE).ok())
+    }
+}
+
+/// One attempt: credentials, then the token.
+async fn attempt(ecr: &Ecr, question: &Question) -> Result<Token, Refusal> {
+    let caller = ecr.caller(Some(&question.source.region)).await?;
+    ask(ecr, &question.source, question.keys.is_empty(), &caller).await
+}
+
+fn given_up() -> Refusal {
+    Refusal::Unavailable { said: format!("nothing came within {} s", ATTEMPT.as_secs()) }
+}
+
+fn due(daemon: &Daemon, token: &Token) -> Timestamp {
+    let life = Life { fetched_at: token.fetched_at, expires_at: token.expires_at };
+    life.due(daemon.interval, fastrand::f64())
+}
+
+/// The token that a file holds for a question, where it is marked as ours, from this source, and good.
+fn remembered(file: &AuthFile, question: &Question, now: Timestamp) -> Option<Token> {
+    let bytes = file.read().ok().flatten()?;
+    let parsed = document::parse(&bytes).ok()?;
+    let ledger = parsed.document.ledger()?;
+    let source = question.source.to_string();
+    let good = |key: &String| {
+        let record = ledger.entries.get(key).filter(|record| record.source == source)?;
+        let life = Life { fetched_at: record.fetched_at, expires_at: record.expires_at };
+        let authorization = AuthorizationToken::new(parsed.document.plain_auth(key)?).ok()?;
+        life.is_good(now).then(|| Token {
+            authorization,
+            expires_at: record.expires_at,
+            fetched_at: record.fetched_at,
+            registry: Some(key.clone()),
+        })
+    };
+    if question.keys.is_empty() {
+        return ledger.entries.keys().find_map(good);
+    }
+    // All of them, and all the same token: else it is fetched anew for all.
+    let mut tokens = question.keys.iter().map(good);
+    let first = tokens.next()??;
+    let same =
+        |token: Option<Token>| token.is_some_and(|token| token.authorization.is_same(&first.authorization));
+    tokens.all(same).then_some(first)
 }

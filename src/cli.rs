@@ -5,10 +5,12 @@ use crate::ecr::http::Trust;
 use crate::ecr::registry::{Region, Registry, RoleArn};
 use crate::report::logging::{self, LogFormat};
 use crate::report::status::Output;
-use crate::settings::{DEFAULT_AUTH_FILE, Settings};
+use crate::schedule::Interval;
+use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Settings};
 use crate::target::auth_file::AuthFile;
 use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand};
+use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,7 +20,8 @@ use tracing_subscriber::filter::Targets;
 /// Keeps a Kubernetes node's Amazon ECR credentials fresh in the file that the kubelet reads.
 ///
 /// Fetches an ECR authorization token and merges it, atomically, into the node's /var/lib/kubelet/config.json. The
-/// kubelet then pulls from ECR with no imagePullSecrets.
+/// kubelet then pulls from ECR with no imagePullSecrets. Runs until it is stopped, and refreshes the token before it
+/// expires.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -65,6 +68,28 @@ pub struct Cli {
     /// `aws_session_token`; read anew at every refresh. [default: the AWS SDK's chain]
     #[arg(long, value_name = "DIR", env = "ECR_NODE_AGENT_AWS_CREDENTIALS_DIR", hide_env_values = true)]
     aws_credentials_dir: Option<PathBuf>,
+
+    /// Time between refreshes. However long it is, a token is replaced 30 minutes before its end at the latest.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ECR_NODE_AGENT_INTERVAL",
+        hide_env_values = true,
+        default_value = "11h",
+        value_parser = duration
+    )]
+    interval: Duration,
+
+    /// Each refresh comes up to this much early, at random, so that a fleet does not call in step.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "ECR_NODE_AGENT_SPREAD",
+        hide_env_values = true,
+        default_value = "30m",
+        value_parser = duration
+    )]
+    spread: Duration,
 
     /// How long `--once` keeps trying what may get better.
     #[arg(
@@ -134,6 +159,8 @@ enum Subcommands {
 /// What to do.
 #[derive(Debug)]
 pub enum Command {
+    /// Keep every target current until stopped.
+    Run(Settings, Daemon),
     /// Refresh every target once.
     Once(Settings),
     /// Tell what the auth files hold.
@@ -158,8 +185,8 @@ pub enum Command {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum UsageError {
-    #[error("nothing to do: give --once, or a subcommand (see --help)")]
-    NothingToDo,
+    #[error("--interval 0s would ask ECR without end")]
+    NoInterval,
     #[error("{option} {} is relative, and the agent's working directory means nothing to the kubelet", path.display())]
     Relative { option: &'static str, path: PathBuf },
     #[error("--auth-file {} is given twice", path.display())]
@@ -201,7 +228,6 @@ impl Cli {
         match self.command {
             Some(Subcommands::Status { output }) => Ok(Command::Status { auth_files, registries, output }),
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
-            None if !self.once => Err(UsageError::NothingToDo),
             None => {
                 let credentials_dir = self.aws_credentials_dir;
                 if let Some(path) = credentials_dir.as_ref().filter(|path| !path.is_absolute()) {
@@ -214,14 +240,23 @@ impl Cli {
                     trust: trust(),
                     session_name: session_name(),
                 };
-                Ok(Command::Once(Settings {
+                let settings = Settings {
                     auth_files,
                     registries,
                     role: self.role_arn,
                     identity,
                     timeout: self.timeout,
                     dry_run: self.dry_run,
-                }))
+                };
+                if self.once || self.dry_run {
+                    return Ok(Command::Once(settings));
+                }
+                if self.interval.is_zero() {
+                    return Err(UsageError::NoInterval);
+                }
+                let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+                let interval = Interval { length: span(self.interval), spread: span(self.spread) };
+                Ok(Command::Run(settings, Daemon { interval, credential_files: credential_files() }))
             }
         }
     }
@@ -254,6 +289,12 @@ fn trust() -> Trust {
         .unwrap_or(Trust::System)
 }
 
+/// The files that the SDK reads credentials from, as far as the environment names them.
+fn credential_files() -> Vec<PathBuf> {
+    let names = ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+    names.into_iter().filter_map(variable).map(PathBuf::from).filter(|path| path.is_absolute()).collect()
+}
+
 /// `ecr-node-agent@<node>`, as far as STS allows (`[\w+=,.@-]`, 64 characters).
 fn session_name() -> String {
     let node = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
@@ -269,7 +310,7 @@ fn variable(name: &str) -> Option<OsString> {
 /// Reads a duration such as `90s`, `1h30m` or `PT11H`.
 fn duration(text: &str) -> Result<Duration, String> {
     let example = "expected a duration such as `90s` or `1h30m`";
-    let duration: jiff::SignedDuration = text.parse().map_err(|_| example.to_owned())?;
+    let duration: SignedDuration = text.parse().map_err(|_| example.to_owned())?;
     Duration::try_from(duration).map_err(|_| format!("a negative duration is none: {example}"))
 }
 

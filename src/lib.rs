@@ -4,16 +4,17 @@
 //! function of it.
 //!
 //! ```text
-//! cli ─► settings ─► agent ─► refresh ─► report
-//! said    meant      runs     one round  log, status, exit code
-//!                             ├─ 1. ecr            -> token, validity
-//!                             ├─ 2. docker_config  -> plan (pure: keep, or replace by these bytes)
-//!                             └─ 3. target         -> publish
+//! cli ─► settings ─► trigger ─► agent ─► refresh ─► report
+//! said    meant      why now    loop     one round  log, status, exit code
+//!                                        ├─ 1. ecr            -> token, validity
+//!                                        ├─ 2. docker_config  -> plan (pure: keep, or replace by these bytes)
+//!                                        └─ 3. target         -> publish
 //! ```
 
 pub mod agent;
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod docker_config;
 pub mod ecr;
 pub mod refresh;
@@ -33,7 +34,7 @@ pub fn main() -> ExitCode {
     let (filter, format) = cli.logging();
     report::logging::init(filter, format);
     let ending = match cli.into_command() {
-        Ok(command) => agent::run(command),
+        Ok(command) => commands::run(command),
         Err(error) => report::ending::failed(&error, report::ending::Ending::Usage),
     };
     ending.into()

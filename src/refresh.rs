@@ -13,7 +13,7 @@ use crate::ecr::token::Token;
 use crate::report::ending::{Ending, chain};
 use crate::schedule::retry_delay;
 use crate::settings::Settings;
-use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Outcome};
+use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Manner, Outcome};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 /// An entry for a registry that also serves anonymously goes this long before its end: twice as long as the kubelet
 /// may go on using what it has read.
-const LAPSE: SignedDuration = SignedDuration::from_mins(10);
+pub const LAPSE: SignedDuration = SignedDuration::from_mins(10);
 
 /// What one round did.
 #[derive(Debug, Default)]
@@ -72,16 +72,21 @@ impl Round {
 }
 
 /// A source to ask, and the keys that its token is for. No keys: the one that the answer names.
-struct Question {
-    source: TokenSource,
-    keys: Vec<String>,
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Whom to ask, and as whom.
+    pub source: TokenSource,
+    /// The keys under `auths`.
+    pub keys: Vec<String>,
 }
 
 /// Runs one round, trying again what may get better until `settings.timeout` is over.
 pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     let deadline = Instant::now() + settings.timeout;
     let mut round = Round::default();
-    let questions = match questions(settings, &ecr, deadline).await {
+    let unanswered =
+        Refusal::NoRegion { said: " (nothing answered within --timeout)".to_owned(), passing: true };
+    let questions = match until(deadline, unanswered, || questions(settings, &ecr)).await {
         Ok(questions) => questions,
         Err(refusal) => {
             error!(error = %refusal, "no token was fetched; what was there stays");
@@ -90,7 +95,8 @@ pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
         }
     };
     let tokens = fetch(&questions, ecr, deadline).await;
-    let wanted = wanted(&questions, &tokens, clock::now());
+    let answers = questions.iter().zip(&tokens).map(|(question, token)| (question, token.as_ref().ok()));
+    let wanted = wanted(answers, clock::now());
     round.fetched = questions
         .into_iter()
         .zip(tokens)
@@ -101,8 +107,8 @@ pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
         .collect();
     // Without anything new, and nothing to take back, a target has nothing to gain from being opened.
     if !wanted.entries.is_empty() || !wanted.lapse.is_empty() {
-        let (now, dry_run) = (clock::now(), settings.dry_run);
-        let publish = move |file: &AuthFile| file.publish(&wanted, now, dry_run);
+        let manner = Manner { now: clock::now(), dry_run: settings.dry_run, mode: None };
+        let publish = move |file: &AuthFile| file.publish(&wanted, manner);
         round.published = on_each(&settings.auth_files, publish).await;
     }
     round
@@ -115,17 +121,16 @@ pub async fn remove(auth_files: &[AuthFile], dry_run: bool) -> Round {
     Round { fetched: Vec::new(), published }
 }
 
-async fn questions(settings: &Settings, ecr: &Ecr, deadline: Instant) -> Result<Vec<Question>, Refusal> {
+/// Whom to ask for what. Asks for the region, where it is not given.
+///
+/// # Errors
+/// When there is no region.
+pub async fn questions(settings: &Settings, ecr: &Ecr) -> Result<Vec<Question>, Refusal> {
     if settings.registries.is_empty() {
-        let attempt = || async {
-            match ecr.default_region().await {
-                Ok(region) => Ok(region),
-                Err(refusal) => Err(without_region(refusal, ecr).await),
-            }
+        let region = match ecr.default_region().await {
+            Ok(region) => region,
+            Err(refusal) => return Err(without_region(refusal, ecr).await),
         };
-        let unanswered =
-            Refusal::NoRegion { said: " (nothing answered within --timeout)".to_owned(), passing: true };
-        let region = until(deadline, unanswered, attempt).await?;
         let source = TokenSource { region, endpoint: Endpoint::STANDARD, role: settings.role.clone() };
         return Ok(vec![Question { source, keys: Vec::new() }]);
     }
@@ -170,21 +175,13 @@ async fn fetch(questions: &[Question], ecr: Arc<Ecr>, deadline: Instant) -> Vec<
     let mut tasks = JoinSet::new();
     for (number, question) in questions.iter().enumerate() {
         let (ecr, caller, source) = (Arc::clone(&ecr), caller.clone(), question.source.clone());
-        let names_its_registry = question.keys.is_empty();
         let span = info_span!("fetch", source = %source);
+        let names_its_registry = question.keys.is_empty();
         let task = async move {
             let unanswered = Refusal::Unavailable { said: "nothing came within --timeout".to_owned() };
-            let token = until(deadline, unanswered, || Box::pin(ecr.token(&source, &caller))).await;
-            let token = match token {
-                Ok(token) if names_its_registry && token.registry.is_none() => {
-                    Err(AnswerError::NoRegistry.into())
-                }
-                token => token,
-            };
-            match &token {
-                Ok(token) => info!(expires_at = %token.expires_at, "fetched an authorization token"),
-                Err(refusal) => error!(error = %refusal, "no token was fetched; what was there stays"),
-            }
+            let attempt = || Box::pin(ask(&ecr, &source, names_its_registry, &caller));
+            let token = until(deadline, unanswered, attempt).await;
+            tell_fetched(&token);
             (number, token)
         };
         tasks.spawn(task.instrument(span));
@@ -197,16 +194,45 @@ async fn fetch(questions: &[Question], ecr: Arc<Ecr>, deadline: Instant) -> Vec<
     (0..questions.len()).map(|number| tokens.remove(&number).unwrap_or_else(|| Err(missing()))).collect()
 }
 
-fn wanted(questions: &[Question], tokens: &[Result<Token, Refusal>], now: Timestamp) -> Wanted {
+/// Fetches one token. Where the question names no key, the answer must.
+///
+/// # Errors
+/// When there is no token to use.
+pub async fn ask(
+    ecr: &Ecr,
+    source: &TokenSource,
+    names_its_registry: bool,
+    caller: &Caller,
+) -> Result<Token, Refusal> {
+    let token = ecr.token(source, caller).await?;
+    if names_its_registry && token.registry.is_none() {
+        return Err(AnswerError::NoRegistry.into());
+    }
+    Ok(token)
+}
+
+/// Logs what came of asking.
+pub fn tell_fetched(token: &Result<Token, Refusal>) {
+    match token {
+        Ok(token) => info!(expires_at = %token.expires_at, "fetched an authorization token"),
+        Err(refusal) => error!(error = %refusal, "no token was fetched; what was there stays"),
+    }
+}
+
+/// What the targets should hold, by what is known of each question: a token, or that there is none.
+pub fn wanted<'a>(
+    answers: impl IntoIterator<Item = (&'a Question, Option<&'a Token>)>,
+    now: Timestamp,
+) -> Wanted {
     let mut wanted = Wanted { drop_others: true, ..Wanted::default() };
-    for (question, token) in questions.iter().zip(tokens) {
-        let named = token.as_ref().ok().and_then(|token| token.registry.clone());
+    for (question, token) in answers {
+        let named = token.and_then(|token| token.registry.clone());
         let keys = if question.keys.is_empty() { named.into_iter().collect() } else { question.keys.clone() };
         // Nobody can say which of our entries this question was for, so none is given up.
         wanted.drop_others &= !keys.is_empty();
         for key in keys {
             match token {
-                Ok(token) => {
+                Some(token) => {
                     let record = Record {
                         expires_at: token.expires_at,
                         fetched_at: token.fetched_at,
@@ -215,10 +241,10 @@ fn wanted(questions: &[Question], tokens: &[Result<Token, Refusal>], now: Timest
                     let auth = token.authorization.for_auth_entry().clone();
                     wanted.entries.insert(key, WantedEntry { auth, record });
                 }
-                Err(_) if question.source.endpoint == Endpoint::Public => {
+                None if question.source.endpoint == Endpoint::Public => {
                     wanted.lapse.insert(key, now.saturating_add(LAPSE).unwrap_or(Timestamp::MAX));
                 }
-                Err(_) => wanted.keep.push(key),
+                None => wanted.keep.push(key),
             }
         }
     }
@@ -226,7 +252,7 @@ fn wanted(questions: &[Question], tokens: &[Result<Token, Refusal>], now: Timest
 }
 
 /// Does something with each auth file, one after the other, off the runtime's only thread.
-async fn on_each(
+pub async fn on_each(
     auth_files: &[AuthFile],
     act: impl Fn(&AuthFile) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
 ) -> Vec<Published> {
@@ -251,6 +277,9 @@ fn tell(result: Result<Outcome, AuthFileError>) -> Result<Outcome, AuthFileError
             }
             match &outcome.effect {
                 Effect::Unchanged => debug!("already as it should be"),
+                Effect::ModeRestored => {
+                    warn!("its permission bits had been changed, and are as they were again");
+                }
                 Effect::Replaced(changes) => {
                     for key in &changes.taken_over {
                         warn!(

@@ -2,7 +2,9 @@
 
 use crate::ecr::client::Identity;
 use crate::ecr::registry::{Registry, RoleArn};
+use crate::schedule::Interval;
 use crate::target::auth_file::AuthFile;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The kubelet's own default (`--root-dir`), and the file that it looks for there.
@@ -23,4 +25,13 @@ pub struct Settings {
     pub timeout: Duration,
     /// Change nothing, only say what would change.
     pub dry_run: bool,
+}
+
+/// What the agent needs to run on.
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    /// When to refresh.
+    pub interval: Interval,
+    /// Files besides a mounted Secret that credentials come from.
+    pub credential_files: Vec<PathBuf>,
 }

@@ -240,6 +240,19 @@ impl<'a> Document<'a> {
         entry.credentials()
     }
 
+    /// The `auth` under `key`, where that is all that stands there: an entry as we write it.
+    #[must_use]
+    pub fn plain_auth(&self, key: &str) -> Option<SecretString> {
+        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
+        match entry {
+            Entry::Ours(auth) => Some(auth.clone()),
+            Entry::AsItWas(text) => match json::members(text).ok()?.as_slice() {
+                [only] if only.name == "\"auth\"" => json::string(only.value).map(SecretString::from),
+                _ => None,
+            },
+        }
+    }
+
     /// Whether nothing is in it that anybody put there.
     #[must_use]
     pub fn is_empty(&self) -> bool {

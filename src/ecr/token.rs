@@ -46,6 +46,12 @@ impl AuthorizationToken {
         Ok(Self(text))
     }
 
+    /// Whether both are the same token.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.expose_secret() == other.0.expose_secret()
+    }
+
     /// The secret itself, for the entry that it is written into.
     #[must_use]
     pub fn for_auth_entry(&self) -> &SecretString {

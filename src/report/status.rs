@@ -233,7 +233,7 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
         let path = published.path.display();
         match published.result.as_ref().map(|outcome| &outcome.effect) {
             Err(_) => writeln!(out, "{path}: cannot be changed")?,
-            Ok(Effect::Unchanged) => writeln!(out, "{path}: would stay as it is")?,
+            Ok(Effect::Unchanged | Effect::ModeRestored) => writeln!(out, "{path}: would stay as it is")?,
             Ok(Effect::Deleted(_)) => writeln!(out, "{path}: would be deleted: nothing would be left in it")?,
             Ok(Effect::Replaced(changes)) => {
                 writeln!(out, "{path}: would be replaced")?;

@@ -3,7 +3,7 @@
 //! Read, merge and write happen under one lock. What cannot be worked with is refused and stays as it is; what the
 //! kubelet would ignore anyway is set aside first and its good rest lives on.
 
-use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded};
+use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
 use crate::docker_config::document::{self, Document, Parsed, Spoilt, Unusable};
 use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
 use jiff::Timestamp;
@@ -38,9 +38,22 @@ pub struct AuthFile {
     pub kubelet_home: PathBuf,
 }
 
+/// How to publish.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// The time, for naming what is set aside.
+    pub now: Timestamp,
+    /// Change nothing, only say what would change.
+    pub dry_run: bool,
+    /// The permission bits that the file had when we last saw it; others are drift.
+    pub mode: Option<u32>,
+}
+
 /// What a publish or a removal did.
 #[derive(Debug)]
 pub struct Outcome {
+    /// The file's permission bits now; `None` where there is no file.
+    pub mode: Option<u32>,
     /// Whether the file is another one now, or would be in a dry run.
     pub effect: Effect,
     /// Worth telling: what was found on the way.
@@ -52,6 +65,8 @@ pub struct Outcome {
 pub enum Effect {
     /// It said so already.
     Unchanged,
+    /// Only its permission bits were set back.
+    ModeRestored,
     /// It was replaced, or created.
     Replaced(Changes),
     /// It was deleted: it was ours, and nothing was left in it.
@@ -196,11 +211,11 @@ impl AuthFile {
     ///
     /// # Errors
     /// When the file is not as wanted afterwards; it says what is there instead.
-    pub fn publish(&self, wanted: &Wanted, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
+    pub fn publish(&self, wanted: &Wanted, manner: Manner) -> Result<Outcome, AuthFileError> {
         if !self.named && Path::new(OPENSHIFT).exists() {
             return Err(AuthFileError::OpenShift(self.path.clone()));
         }
-        let opened = self.open(dry_run)?;
+        let opened = self.open(manner.dry_run)?;
         let mut notes = Vec::new();
         let (mut document, found, reasons) = self.judge(&opened)?;
         let hidden;
@@ -210,7 +225,7 @@ impl AuthFile {
             take_along(&mut document, hidden.as_ref(), &mut notes);
         }
         let plan = merge::plan(document, wanted, found);
-        self.carry_out(opened, plan, reasons, now, dry_run, notes)
+        self.carry_out(opened, &plan, reasons, manner, notes)
     }
 
     /// Takes out what is ours, or with `dry_run` only says what that would change.
@@ -222,12 +237,12 @@ impl AuthFile {
         let (document, found, reasons) = self.judge(&opened)?;
         // What the kubelet ignores serves nobody: without entries of ours in it, it is not ours to mend.
         if found == Found::Nothing || document.ledger().is_none() {
-            return Ok(Outcome { effect: Effect::Unchanged, notes: Vec::new() });
+            return Ok(Outcome { mode: None, effect: Effect::Unchanged, notes: Vec::new() });
         }
         let hidden = self.hidden();
         let hidden_document = hidden.as_ref().and_then(|hidden| hidden.document().ok());
         let plan = merge::remove(document, hidden_document.as_ref());
-        self.carry_out(opened, plan, reasons, now, dry_run, Vec::new())
+        self.carry_out(opened, &plan, reasons, Manner { now, dry_run, mode: None }, Vec::new())
     }
 
     /// Reads the file without a lock, for telling people what it holds. `None` where there is none.
@@ -246,13 +261,27 @@ impl AuthFile {
         }
     }
 
+    /// The directories and names on the way to the file, symlinks first, the file itself last: a change of any of them
+    /// may make it another file. What cannot be followed ends the list.
+    #[must_use]
+    pub fn places(&self) -> Vec<(PathBuf, OsString)> {
+        let mut places = Vec::new();
+        drop(self.follow(&mut places));
+        places
+    }
+
     /// The directory and the name of the file itself, after all symlinks.
     fn resolve(&self) -> Result<(PathBuf, OsString), AuthFileError> {
+        self.follow(&mut Vec::new())
+    }
+
+    fn follow(&self, places: &mut Vec<(PathBuf, OsString)>) -> Result<(PathBuf, OsString), AuthFileError> {
         let mut path = self.path.clone();
         for _ in 0..MAX_LINKS {
             let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
                 return Err(AuthFileError::NotAFile { path, kind: "a directory" });
             };
+            places.push((directory.to_owned(), name.to_owned()));
             let at = |source| AuthFileError::Step { path: self.path.clone(), source };
             let handle = match open_directory(directory) {
                 Ok(handle) => handle,
@@ -328,32 +357,40 @@ impl AuthFile {
     fn carry_out(
         &self,
         opened: Opened,
-        plan: Plan,
+        plan: &Plan,
         reasons: Vec<String>,
-        now: Timestamp,
-        dry_run: bool,
+        manner: Manner,
         mut notes: Vec<Note>,
     ) -> Result<Outcome, AuthFileError> {
         let Opened { directory, name, on_disk, bytes } = opened;
-        let mode = on_disk.as_ref().map_or(0o600, |(_, stat)| stat.st_mode & 0o777);
+        let found = on_disk.as_ref().map(|(_, stat)| stat.st_mode & 0o777);
+        // A file that is made anew is for root alone, whatever the one before was.
+        let mode = found.map_or(0o600, |found| manner.mode.unwrap_or(found));
         if mode & 0o044 != 0 {
             notes.push(Note::Readable { mode });
         }
-        if dry_run {
-            let effect = match plan {
-                Plan::Keep => Effect::Unchanged,
-                Plan::Replace(_, changes) => Effect::Replaced(changes),
-                Plan::Delete(changes) => Effect::Deleted(changes),
-            };
-            return Ok(Outcome { effect, notes });
+        let effect = match plan {
+            Plan::Keep if found.is_some_and(|found| found != mode) => Effect::ModeRestored,
+            Plan::Keep => Effect::Unchanged,
+            Plan::Replace(_, changes) => Effect::Replaced(changes.clone()),
+            Plan::Delete(changes) => Effect::Deleted(changes.clone()),
+        };
+        if manner.dry_run {
+            return Ok(Outcome { mode: found, effect, notes });
         }
         if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
-            notes.push(self.set_aside(&directory, &name, &bytes, reasons, now)?);
+            notes.push(self.set_aside(&directory, &name, &bytes, reasons, manner.now)?);
         }
-        let replaced = match &plan {
-            Plan::Keep => Ok(()),
-            Plan::Replace(new, _) => directory.replace(&name, new, on_disk.as_ref()),
-            Plan::Delete(_) => directory.delete(&name),
+        let replaced = match (plan, &on_disk) {
+            (Plan::Keep, Some((file, _))) if effect == Effect::ModeRestored => set_mode(file, mode),
+            (Plan::Keep, _) => Ok(()),
+            (Plan::Replace(new, _), Some((file, stat))) => {
+                let mut like = *stat;
+                like.st_mode = (stat.st_mode & !0o777) | mode;
+                directory.replace(&name, new, Some((file, &like)))
+            }
+            (Plan::Replace(new, _), None) => directory.replace(&name, new, None),
+            (Plan::Delete(_), _) => directory.delete(&name),
         };
         replaced.map_err(|source| match source {
             ReplaceError::Untouched(step) if step.errno == nix::errno::Errno::EBUSY => {
@@ -361,12 +398,10 @@ impl AuthFile {
             }
             source => AuthFileError::Replace { path: directory.path().join(&name), source },
         })?;
-        let effect = match plan {
-            Plan::Keep => Effect::Unchanged,
-            Plan::Replace(_, changes) => Effect::Replaced(changes),
-            Plan::Delete(changes) => Effect::Deleted(changes),
-        };
-        Ok(Outcome { effect, notes })
+        let mode = (!matches!(effect, Effect::Deleted(_))
+            && (found.is_some() || effect != Effect::Unchanged))
+            .then_some(mode);
+        Ok(Outcome { mode, effect, notes })
     }
 
     /// Copies a file that the kubelet ignores to `<name>.invalid-<time>`, unless such a copy is there already.

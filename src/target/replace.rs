@@ -141,7 +141,7 @@ impl LockedDirectory {
         &self,
         name: &OsStr,
         bytes: &[u8],
-        like: Option<&(File, FileStat)>,
+        like: Option<(&File, &FileStat)>,
     ) -> Result<(), ReplaceError> {
         let temporary = temporary_name(name);
         let written = self.write(&temporary, bytes, like).and_then(|()| {
@@ -203,7 +203,7 @@ impl LockedDirectory {
         Ok(names)
     }
 
-    fn write(&self, name: &OsStr, bytes: &[u8], like: Option<&(File, FileStat)>) -> Result<(), StepError> {
+    fn write(&self, name: &OsStr, bytes: &[u8], like: Option<(&File, &FileStat)>) -> Result<(), StepError> {
         // In the same directory: `rename` does not cross file systems, and SELinux labels come from the directory.
         // Exclusive, so what others may have put there is never written into; 0600 from the first instant.
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -242,6 +242,16 @@ pub fn read_bounded(
     let mut bytes = secrecy::zeroize::Zeroizing::new(Vec::with_capacity(room));
     file.take(limit + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+/// Gives a file its permission bits back.
+///
+/// # Errors
+/// When the system refuses.
+pub fn set_mode(file: &File, mode: u32) -> Result<(), ReplaceError> {
+    fchmod(file, Mode::from_bits_truncate(mode))
+        .map_err(step("give the file its mode back"))
+        .map_err(ReplaceError::Untouched)
 }
 
 /// The name of the temporary file for `name`. Fixed, since only the holder of the lock makes one: so what a killed run

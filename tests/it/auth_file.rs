@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_node_agent::docker_config::ledger::Record;
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
-use ecr_node_agent::target::auth_file::{AuthFile, Effect};
+use ecr_node_agent::target::auth_file::{AuthFile, Effect, Manner};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use serde_json::json;
@@ -335,6 +335,9 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
     assert_eq!(done.out, "config.json\n");
 }
 
+/// Publishing at no time in particular.
+pub const MANNER: Manner = Manner { now: Timestamp::UNIX_EPOCH, dry_run: false, mode: None };
+
 /// One entry with a new token each time.
 pub fn wanted(number: usize) -> Wanted {
     let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
@@ -357,7 +360,7 @@ fn nothing_is_written_that_is_already_so() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
-    let publish = |number| file.publish(&wanted(number), Timestamp::UNIX_EPOCH, false).unwrap().effect;
+    let publish = |number| file.publish(&wanted(number), MANNER).unwrap().effect;
     let state =
         |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec(), it.ctime_nsec()));
     assert!(matches!(publish(1), Effect::Replaced(_)));

@@ -12,7 +12,7 @@ use std::path::Path;
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
     let cases: [(&[&str], &str); 28] = [
-        (&[], "nothing to do: give --once"),
+        (&["--interval", "0s"], "--interval 0s would ask ECR without end"),
         (&["--once", "--auth-file", "config.json"], "is relative"),
         (&["--once", "--auth-file", "/a", "--auth-file", "/a"], "is given twice"),
         (&["--once", "--aws-credentials-dir", "secret"], "--aws-credentials-dir secret is relative"),

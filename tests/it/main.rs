@@ -6,6 +6,7 @@ mod auth_file;
 mod cli;
 mod crash;
 mod credentials;
+mod daemon;
 mod ecr;
 mod merge;
 mod needs;

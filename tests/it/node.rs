@@ -179,3 +179,71 @@ pub fn names(directory: &Path) -> Vec<String> {
     names.sort_unstable();
     names
 }
+
+/// The program, running.
+pub struct Running<'a> {
+    node: &'a Node,
+    child: std::process::Child,
+    log: PathBuf,
+}
+
+impl Node {
+    /// Starts the agent on this node's auth file, with what else the case says.
+    pub fn start(&self, more: &[&str]) -> Running<'_> {
+        let auth_file = self.auth_file();
+        let log = self.path("agent.log");
+        let file = std::fs::File::create(&log).unwrap();
+        let arguments =
+            [&["--auth-file", auth_file.to_str().unwrap(), "--log-level", "debug"], more].concat();
+        let child = self.command(&[], &arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Running { node: self, child, log }
+    }
+}
+
+impl Running<'_> {
+    /// What it has logged until now.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until something holds, for a minute at most; fails with what the program said.
+    #[track_caller]
+    pub fn wait(&self, what: &str, holds: impl Fn() -> bool) {
+        let start = std::time::Instant::now();
+        while !holds() {
+            assert!(start.elapsed().as_secs() < 60, "{what} did not come to pass:\n{}", self.said());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until it has said something so many times.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str, times: usize) {
+        self.wait(&format!("`{text}`, {times} times"), || self.said().matches(text).count() >= times);
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Stops it as the kubelet and systemd do.
+    pub fn stop(self) -> Run {
+        self.stop_by(nix::sys::signal::Signal::SIGTERM)
+    }
+
+    pub fn stop_by(mut self, signal: nix::sys::signal::Signal) -> Run {
+        self.signal(signal);
+        let status = self.child.wait().unwrap();
+        let output = Output { status, stdout: Vec::new(), stderr: self.said().into_bytes() };
+        self.node.checked(&output)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // Not when a test has ended it already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

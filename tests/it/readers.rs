@@ -1,10 +1,9 @@
 //! Promises 1 and 3 under load: a reader in a tight loop, and writers side by side.
 
-use crate::auth_file::{auth_file, wanted};
+use crate::auth_file::{MANNER, auth_file, wanted};
 use crate::needs::tell;
 use crate::node::{FOREIGN, HOST, Node, read};
 use ecr_node_agent::docker_config::document;
-use jiff::Timestamp;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -13,7 +12,7 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
-    file.publish(&wanted(0), Timestamp::UNIX_EPOCH, false).unwrap();
+    file.publish(&wanted(0), MANNER).unwrap();
     let done = AtomicBool::new(false);
     let reads = AtomicU32::new(0);
     let replacements = std::thread::scope(|scope| {
@@ -32,7 +31,7 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
         while replacements < 1000 || reads.load(Ordering::Relaxed) < 1000 {
             assert!(!reader.is_finished(), "the reader saw something else");
             replacements += 1;
-            file.publish(&wanted(replacements), Timestamp::UNIX_EPOCH, false).unwrap();
+            file.publish(&wanted(replacements), MANNER).unwrap();
         }
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap();

@@ -11,12 +11,25 @@ const IMPURE: [&str; 10] = [
 ];
 /// Rooms, and what they may not know.
 const BORDERS: [(&str, &[&str]); 7] = [
-    ("src/target", &["aws_", "crate::ecr", "crate::cli", "crate::agent", "crate::refresh"]),
-    ("src/ecr", &["crate::target", "crate::docker_config", "crate::cli", "crate::agent", "crate::refresh"]),
+    (
+        "src/target",
+        &["aws_", "crate::ecr", "crate::cli", "crate::commands", "crate::agent", "crate::refresh"],
+    ),
+    (
+        "src/ecr",
+        &[
+            "crate::target",
+            "crate::docker_config",
+            "crate::cli",
+            "crate::commands",
+            "crate::agent",
+            "crate::refresh",
+        ],
+    ),
     ("src/docker_config", &["crate::"]),
-    ("src/schedule.rs", &["crate::cli", "crate::agent", "crate::target"]),
+    ("src/schedule.rs", &["crate::cli", "crate::commands", "crate::agent", "crate::target"]),
     ("src/settings.rs", &["crate::cli", "clap"]),
-    ("src/refresh.rs", &["crate::cli", "crate::agent", "aws_", "nix::"]),
+    ("src/refresh.rs", &["crate::cli", "crate::commands", "crate::agent", "aws_", "nix::"]),
     ("src/report/logging.rs", &["crate::"]),
 ];
 

@@ -1,0 +1,54 @@
+//! Runs what the command line says, to its end.
+
+use crate::agent;
+use crate::cli::Command;
+use crate::ecr::client::Ecr;
+use crate::refresh::{self, Round};
+use crate::report::ending::{Ending, failed};
+use crate::report::status;
+use crate::settings::Settings;
+use std::sync::Arc;
+
+/// Runs a command to its end.
+#[must_use]
+pub fn run(command: Command) -> Ending {
+    keep_secrets_in_memory();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
+    let ending = match command {
+        Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, daemon))),
+        Command::Once(settings) => runtime.block_on(once(&settings)),
+        Command::Remove { auth_files, dry_run } => {
+            let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
+            told(&round, dry_run)
+        }
+        Command::Status { auth_files, registries, output } => status::run(&auth_files, &registries, output),
+    };
+    // Whatever is under way still has had its time.
+    runtime.shutdown_background();
+    ending
+}
+
+async fn once(settings: &Settings) -> Ending {
+    let ecr = match Ecr::new(settings.identity.clone()) {
+        Ok(ecr) => Arc::new(ecr),
+        Err(error) => return failed(&error, Ending::Usage),
+    };
+    told(&refresh::refresh(settings, ecr).await, settings.dry_run)
+}
+
+fn told(round: &Round, dry_run: bool) -> Ending {
+    if dry_run && let Err(error) = status::print_plan(round) {
+        return failed(&error, Ending::Unexpected);
+    }
+    round.ending()
+}
+
+/// No core dump, no debugger of another user's: the memory holds tokens.
+fn keep_secrets_in_memory() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::debug!(%error, "core dumps could not be switched off");
+    }
+}

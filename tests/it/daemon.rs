@@ -1,0 +1,306 @@
+//! The daemon: promises 6, 8, 9 and 10, through the program.
+
+use crate::needs::tell;
+use crate::node::{FOREIGN, HOST, Node};
+use ecr_emulator::{Api, Fault, Options, Times};
+use jiff::SignedDuration;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Instant;
+
+const ID: &str = "AKIAIOSFODNN7EXAMPLE";
+const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+
+/// A node whose file holds a good token of ours, and no call to ECR counted yet beside that one.
+fn served() -> Node {
+    let node = Node::with_auth_file(FOREIGN);
+    node.once(&[]).expect(0, &[]);
+    node
+}
+
+#[test]
+fn it_fetches_at_once_publishes_and_stops_when_asked() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let node = Node::with_auth_file(FOREIGN);
+        let agent = node.start(&[]);
+        agent.wait_for("\"published\"", 1);
+        node.assert_latest_token(HOST);
+        agent.stop_by(signal).expect(0, &["asked to stop"]);
+        assert_eq!(node.aws.count(Api::Ecr), 1);
+        assert_eq!(node.names(), ["config.json"]);
+    }
+}
+
+#[test]
+fn a_start_that_finds_a_good_token_asks_nobody() {
+    let node = served();
+    let before = fs::metadata(node.auth_file()).unwrap().modified().unwrap();
+    for _ in 0..3 {
+        let agent = node.start(&[]);
+        agent.wait_for("already as it should be", 1);
+        agent.stop().expect(0, &["a good token of ours is in place"]);
+    }
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+    assert_eq!(fs::metadata(node.auth_file()).unwrap().modified().unwrap(), before);
+
+    // A second file gets the same token, and still nobody is asked.
+    let second = node.path("kubelet/second.json");
+    let agent = node.start(&["--auth-file", second.to_str().unwrap()]);
+    agent.wait("the second file", || second.exists());
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+
+    // A token of another caller's, or from a time that has not come yet, is not good.
+    let role = "arn:aws:iam::111111111111:role/pull";
+    let agent = node.start(&["--role-arn", role]);
+    agent.wait("a second token", || node.aws.count(Api::Ecr) == 2);
+    agent.wait_for("\"published\"", 1);
+    agent.stop();
+    let text =
+        fs::read_to_string(node.auth_file()).unwrap().replace("\"fetchedAt\": \"2", "\"fetchedAt\": \"3");
+    node.write("kubelet/config.json", &text);
+    let agent = node.start(&["--role-arn", role]);
+    agent.wait("a third token", || node.aws.count(Api::Ecr) == 3);
+    agent.stop().expect(0, &[]);
+}
+
+/// Damages a file, and says whether it is mended.
+type Drift = (&'static str, fn(&Node), fn(&Node) -> bool);
+
+fn document(node: &Node) -> Option<Value> {
+    serde_json::from_slice(&fs::read(node.auth_file()).ok()?).ok()
+}
+
+fn has_our_token(node: &Node) -> bool {
+    let token = node.aws.issued().last().unwrap().token_base64.clone();
+    document(node).is_some_and(|document| document["auths"][HOST] == json!({ "auth": token }))
+}
+
+fn replace(node: &Node, content: &str) {
+    node.write("kubelet/other.tmp", content);
+    fs::rename(node.path("kubelet/other.tmp"), node.auth_file()).unwrap();
+}
+
+#[test]
+fn drift_is_repaired_from_memory_without_asking_ecr() {
+    let cases: [Drift; 7] = [
+        ("deleted", |node| fs::remove_file(node.auth_file()).unwrap(), has_our_token),
+        ("truncated", |node| drop(fs::File::create(node.auth_file()).unwrap()), has_our_token),
+        (
+            "replaced",
+            |node| replace(node, "{\"auths\":{\"other.example\":{}}}"),
+            |node| {
+                has_our_token(node)
+                    && document(node).is_some_and(|it| it["auths"]["other.example"].is_object())
+            },
+        ),
+        ("spoilt", |node| replace(node, "no JSON"), has_our_token),
+        (
+            "our entry changed",
+            |node| {
+                let mut document = document(node).unwrap();
+                document["auths"][HOST]["auth"] = json!("QVdTOm9sZA==");
+                replace(node, &document.to_string());
+            },
+            has_our_token,
+        ),
+        (
+            "a foreign entry added",
+            |node| {
+                let mut document = document(node).unwrap();
+                document["auths"]["added.example"] = json!({});
+                document["auths"].as_object_mut().unwrap().remove(HOST);
+                replace(node, &document.to_string());
+            },
+            |node| {
+                has_our_token(node)
+                    && document(node).is_some_and(|it| it["auths"]["added.example"].is_object())
+            },
+        ),
+        (
+            "its permissions changed",
+            |node| {
+                fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o666)).unwrap();
+            },
+            |node| fs::metadata(node.auth_file()).unwrap().permissions().mode() & 0o777 == 0o600,
+        ),
+    ];
+    for (what, damage, is_mended) in cases {
+        let node = served();
+        fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o600)).unwrap();
+        let agent = node.start(&[]);
+        agent.wait_for("already as it should be", 1);
+        let start = Instant::now();
+        damage(&node);
+        agent.wait(what, || is_mended(&node));
+        tell(&format!("{what}: repaired after {} ms", start.elapsed().as_millis()));
+        agent.wait_for("it was repaired", 1);
+        agent.stop().expect(0, &[]);
+        assert_eq!(node.aws.count(Api::Ecr), 1, "{what}");
+    }
+}
+
+#[test]
+fn a_fight_with_another_writer_is_damped_and_told() {
+    let node = served();
+    let agent = node.start(&[]);
+    agent.wait_for("already as it should be", 1);
+    for round in 1..=11 {
+        agent.wait("our token", || has_our_token(&node));
+        fs::remove_file(node.auth_file()).unwrap();
+        agent.wait_for(
+            if round <= 10 { "it was repaired" } else { "once a minute" },
+            if round <= 10 { round } else { 1 },
+        );
+    }
+    // From now on it lets the other one be, for a minute.
+    agent.wait("our token", || has_our_token(&node));
+    fs::remove_file(node.auth_file()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!node.auth_file().exists());
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
+fn a_directory_that_is_replaced_is_watched_again() {
+    let node = served();
+    let agent = node.start(&[]);
+    agent.wait_for("already as it should be", 1);
+    fs::rename(node.path("kubelet"), node.path("old")).unwrap();
+    fs::create_dir(node.path("kubelet")).unwrap();
+    agent.wait("our token in the new directory", || has_our_token(&node));
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token once more", || has_our_token(&node));
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
+fn rotated_credentials_are_used_as_soon_as_they_are_there() {
+    let node = Node::new().without_keys();
+    let secret = |version: &str, id: &str| {
+        node.write(&format!("secret/{version}/aws_access_key_id"), id);
+        node.write(&format!("secret/{version}/aws_secret_access_key"), SECRET);
+    };
+    let swap = |version: &str| {
+        symlink(version, node.path("secret/..data_tmp")).unwrap();
+        fs::rename(node.path("secret/..data_tmp"), node.path("secret/..data")).unwrap();
+    };
+    secret("..1", "AKIAUNKNOWN");
+    swap("..1");
+    for name in ["aws_access_key_id", "aws_secret_access_key"] {
+        symlink(format!("..data/{name}"), node.path("secret").join(name)).unwrap();
+    }
+    let directory = node.path("secret");
+    let agent = node.start(&["--aws-credentials-dir", directory.to_str().unwrap()]);
+    // Late enough for the back-off to be longer than this test waits.
+    agent.wait_for("does not accept the credentials", 3);
+    secret("..2", ID);
+    swap("..2");
+    agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
+    assert!(agent.said().contains("credentials changed"), "{}", agent.said());
+    // With a good token, a rotation is no reason to ask.
+    let calls = node.aws.count(Api::Ecr);
+    secret("..3", ID);
+    swap("..3");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), calls);
+}
+
+#[test]
+fn many_hangups_at_once_cost_two_calls_at_most() {
+    let node = served();
+    let agent = node.start(&[]);
+    agent.wait_for("already as it should be", 1);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("fetched an authorization token", 1);
+    assert_eq!(node.aws.count(Api::Ecr), 2);
+    for _ in 0..50 {
+        agent.signal(Signal::SIGHUP);
+    }
+    agent.wait_for("fetched an authorization token", 2);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    agent.stop().expect(0, &[]);
+    assert!(node.aws.count(Api::Ecr) <= 4, "{} calls", node.aws.count(Api::Ecr));
+}
+
+#[test]
+fn tokens_are_replaced_before_they_end_whatever_fails_meanwhile() {
+    let node = Node::with(Options { token_lifetime: SignedDuration::from_secs(8), ..Options::default() });
+    let agent = node.start(&["--spread", "0s"]);
+    agent.wait_for("fetched an authorization token", 1);
+    // Away from here on: the old token stays, and is told to be past its end.
+    node.aws.fail(Api::Ecr, Fault::ServiceUnavailable, Times::Always);
+    agent.wait_for("the old one is good until its end", 1);
+    agent.wait_for("there is no valid token: image pulls from ECR fail", 1);
+    assert!(has_our_token(&node), "an old token stays until a new one is there");
+    node.aws.heal();
+    agent.wait_for("fetched an authorization token", 2);
+    agent.wait("the new token", || has_our_token(&node));
+    // And again, by itself.
+    agent.wait_for("fetched an authorization token", 3);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn one_region_failing_does_not_hold_up_another() {
+    let node = Node::new();
+    let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    node.aws.fail_in("us-east-1", Api::Ecr, Fault::Hang, Times::Always);
+    let agent = node.start(&["--registry", HOST, "--registry", other]);
+    agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
+    node.aws.heal();
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn it_waits_for_what_is_not_there_yet() {
+    let mut node = Node::new().without_keys();
+    node.unset("AWS_REGION");
+    node.unset("AWS_EC2_METADATA_DISABLED");
+    node.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &node.aws.url());
+    node.aws.fail(Api::ImdsSession, Fault::NotFound, Times::Always);
+    fs::remove_dir(node.path("kubelet")).unwrap();
+    let agent = node.start(&[]);
+    agent.wait_for("nobody can be asked yet", 2);
+    node.aws.heal();
+    agent.wait_for("wrong directory mounted", 1);
+    fs::create_dir(node.path("kubelet")).unwrap();
+    agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
+    agent.stop().expect(0, &["the files cannot be watched"]);
+}
+
+#[test]
+fn asleep_for_longer_than_the_interval_it_refreshes_when_it_wakes() {
+    let node = served();
+    let agent = node.start(&["--interval", "2s", "--spread", "0s"]);
+    agent.wait_for("fetched an authorization token", 1);
+    agent.signal(Signal::SIGSTOP);
+    let calls = node.aws.count(Api::Ecr);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!(node.aws.count(Api::Ecr), calls);
+    agent.signal(Signal::SIGCONT);
+    agent.wait("another call", || node.aws.count(Api::Ecr) > calls);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
+    let node = Node::with_auth_file(FOREIGN);
+    for round in 0..200_u64 {
+        // It never finds a good token, so that every start fetches and writes.
+        node.write("kubelet/config.json", FOREIGN);
+        let agent = node.start(&[]);
+        std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..40_000)));
+        agent.stop();
+        let text = fs::read_to_string(node.auth_file()).unwrap();
+        let document: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("round {round}: {error}: {text}"));
+        assert_eq!(document["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz", "round {round}");
+        assert_eq!(node.names(), ["config.json"], "round {round}");
+    }
+}
