@@ -6,7 +6,7 @@
 use crate::clock;
 use crate::docker_config::document;
 use crate::docker_config::merge::Wanted;
-use crate::ecr::client::Ecr;
+use crate::ecr::client::{Ecr, Identity};
 use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::{AuthorizationToken, Token};
@@ -21,7 +21,6 @@ use crate::trigger::watch::{Interests, Seen, Watch};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
@@ -40,15 +39,15 @@ const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until it is asked to stop.
 pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
-    let ecr = match Ecr::new(settings.identity.clone()) {
-        Ok(ecr) => Arc::new(ecr),
-        Err(error) => return failed(&error, Ending::Usage),
-    };
+    // Made anew for every attempt, so that renewed certificates count and nothing is kept meanwhile.
+    if let Err(error) = Ecr::new(settings.identity.clone()) {
+        return failed(&error, Ending::Usage);
+    }
     let (timer, mut signals) = match Timer::new().and_then(|timer| Ok((timer, Signals::listen()?))) {
         Ok(both) => both,
         Err(error) => return failed(&error, Ending::Unexpected),
     };
-    let mut agent = Agent::new(settings, daemon, ecr);
+    let mut agent = Agent::new(settings, daemon);
     info!("started");
     agent.look_around(clock::both());
     loop {
@@ -124,7 +123,6 @@ enum Wish {
 struct Agent {
     settings: Settings,
     daemon: Daemon,
-    ecr: Arc<Ecr>,
     /// `None` until it is known whom to ask.
     posts: Option<Vec<Post>>,
     next_questions: Deadline,
@@ -146,12 +144,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(settings: Settings, daemon: Daemon, ecr: Arc<Ecr>) -> Self {
+    fn new(settings: Settings, daemon: Daemon) -> Self {
         let now = clock::both();
         Self {
             settings,
             daemon,
-            ecr,
             posts: None,
             next_questions: now.after(Duration::ZERO),
             questions_failures: 0,
@@ -204,9 +201,9 @@ impl Agent {
         }
         if self.posts.is_none() && !self.asking_questions && now.is_past(self.next_questions) {
             self.asking_questions = true;
-            let (settings, ecr) = (self.settings.clone(), Arc::clone(&self.ecr));
+            let settings = self.settings.clone();
             self.attempts.spawn(async move {
-                let asked = tokio::time::timeout(ATTEMPT, Box::pin(questions(&settings, &ecr))).await;
+                let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt_questions(&settings))).await;
                 Answer::Questions(asked.unwrap_or_else(|_| Err(given_up())))
             });
         }
@@ -215,10 +212,10 @@ impl Agent {
             lapsed |= post.lapse().is_some_and(|lapse| lapse <= now.wall) && post.token.take().is_some();
             if !post.asking && now.is_past(post.next) {
                 post.asking = true;
-                let (ecr, question) = (Arc::clone(&self.ecr), post.question.clone());
+                let (identity, question) = (self.settings.identity.clone(), post.question.clone());
                 let span = info_span!("fetch", source = %question.source);
                 let attempt = async move {
-                    let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt(&ecr, &question))).await;
+                    let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt(identity, &question))).await;
                     let token = asked.unwrap_or_else(|_| Err(given_up()));
                     Answer::Token(number, token)
                 };
@@ -460,9 +457,18 @@ impl Post {
 }
 
 /// One attempt: credentials, then the token.
-async fn attempt(ecr: &Ecr, question: &Question) -> Result<Token, Refusal> {
+async fn attempt(identity: Identity, question: &Question) -> Result<Token, Refusal> {
+    let ecr = connect(identity)?;
     let caller = ecr.caller(Some(&question.source.region)).await?;
-    ask(ecr, &question.source, question.keys.is_empty(), &caller).await
+    ask(&ecr, &question.source, question.keys.is_empty(), &caller).await
+}
+
+async fn attempt_questions(settings: &Settings) -> Result<Vec<Question>, Refusal> {
+    questions(settings, &connect(settings.identity.clone())?).await
+}
+
+fn connect(identity: Identity) -> Result<Ecr, Refusal> {
+    Ecr::new(identity).map_err(|error| Refusal::Settings { said: error.to_string() })
 }
 
 fn given_up() -> Refusal {
@@ -483,6 +489,7 @@ fn remembered(file: &AuthFile, question: &Question, now: Timestamp) -> Option<To
     let good = |key: &String| {
         let record = ledger.entries.get(key).filter(|record| record.source == source)?;
         let life = Life { fetched_at: record.fetched_at, expires_at: record.expires_at };
+        parsed.document.digest(key).filter(|digest| *digest == record.digest)?;
         let authorization = AuthorizationToken::new(parsed.document.plain_auth(key)?).ok()?;
         life.is_good(now).then(|| Token {
             authorization,

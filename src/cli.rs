@@ -1,6 +1,6 @@
 //! The command line: every option, its variable and its default, and what they mean together.
 
-use crate::ecr::client::Identity;
+use crate::ecr::client::{Identity, is_endpoint};
 use crate::ecr::http::Trust;
 use crate::ecr::registry::{Region, Registry, RoleArn};
 use crate::report::logging::{self, LogFormat};
@@ -14,6 +14,7 @@ use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 
@@ -38,10 +39,9 @@ pub struct Cli {
         value_name = "PATH",
         env = "ECR_NODE_AGENT_AUTH_FILE",
         hide_env_values = true,
-        value_delimiter = ' ',
         global = true
     )]
-    auth_files: Vec<PathBuf>,
+    auth_files: Vec<Listed<PathBuf>>,
 
     /// Registry to write an entry for; repeatable (in the variable: separated by spaces). A host of ECR's, a pattern such
     /// as `*.dkr.ecr.us-east-1.amazonaws.com`, or with `region=` a custom domain in front of ECR; `role=` is assumed for
@@ -51,23 +51,22 @@ pub struct Cli {
         value_name = "HOST[,region=REGION][,role=ARN]",
         env = "ECR_NODE_AGENT_REGISTRY",
         hide_env_values = true,
-        value_delimiter = ' ',
         global = true
     )]
-    registries: Vec<OneRegistry>,
+    registries: Vec<Listed<Registry>>,
 
     /// Region of the default registry. [default: the AWS SDK's chain]
     #[arg(long, value_name = "REGION", env = "ECR_NODE_AGENT_REGION", hide_env_values = true)]
-    region: Option<Region>,
+    region: Option<Maybe<Region>>,
 
     /// Role to assume before asking ECR, where a registry names none.
     #[arg(long, value_name = "ARN", env = "ECR_NODE_AGENT_ROLE_ARN", hide_env_values = true)]
-    role_arn: Option<RoleArn>,
+    role_arn: Option<Maybe<RoleArn>>,
 
     /// Mounted Secret with the files `aws_access_key_id`, `aws_secret_access_key` and, if there is one,
     /// `aws_session_token`; read anew at every refresh. [default: the AWS SDK's chain]
     #[arg(long, value_name = "DIR", env = "ECR_NODE_AGENT_AWS_CREDENTIALS_DIR", hide_env_values = true)]
-    aws_credentials_dir: Option<PathBuf>,
+    aws_credentials_dir: Option<Maybe<PathBuf>>,
 
     /// Time between refreshes. However long it is, a token is replaced 30 minutes before its end at the latest.
     #[arg(
@@ -122,7 +121,7 @@ pub struct Cli {
     )]
     log_format: Option<LogFormat>,
 
-    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `ecr_node_agent::ecr=debug`.
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `warn,ecr_node_agent::refresh=debug`.
     #[arg(
         long,
         value_name = "FILTER",
@@ -185,6 +184,10 @@ pub enum Command {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum UsageError {
+    #[error("--once and a subcommand cannot both be meant")]
+    OnceAndSubcommand,
+    #[error("{variable} is {}: expected a URL such as `https://HOST`", if value.is_empty() { "empty" } else { "no URL" })]
+    Endpoint { variable: &'static str, value: String },
     #[error("--interval 0s would ask ECR without end")]
     NoInterval,
     #[error("{option} {} is relative, and the agent's working directory means nothing to the kubelet", path.display())]
@@ -195,15 +198,27 @@ pub enum UsageError {
     SameRegistry { key: String },
 }
 
-/// `Registry`, boxed in a type of its own so that clap shows its error and not the text around it.
+/// Values with white space between them, as a variable gives several. An empty variable gives none.
 #[derive(Debug, Clone)]
-struct OneRegistry(Registry);
+struct Listed<T>(Vec<T>);
 
-impl std::str::FromStr for OneRegistry {
-    type Err = crate::ecr::registry::ParseRegistryError;
+impl<T: FromStr> FromStr for Listed<T> {
+    type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        text.split_whitespace().map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A value, or none where the variable is empty, as templates leave it.
+#[derive(Debug, Clone)]
+struct Maybe<T>(Option<T>);
+
+impl<T: FromStr> FromStr for Maybe<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Some(text).filter(|text| !text.is_empty()).map(str::parse).transpose().map(Self)
     }
 }
 
@@ -219,23 +234,27 @@ impl Cli {
     /// # Errors
     /// When two options contradict each other.
     pub fn into_command(self) -> Result<Command, UsageError> {
-        let registries: Vec<Registry> = self.registries.into_iter().map(|registry| registry.0).collect();
+        let registries: Vec<Registry> = self.registries.into_iter().flat_map(|listed| listed.0).collect();
         let mut keys = BTreeSet::new();
         if let Some(twice) = registries.iter().find(|registry| !keys.insert(registry.key())) {
             return Err(UsageError::SameRegistry { key: twice.key().to_owned() });
         }
-        let auth_files = auth_files(self.auth_files)?;
+        let auth_files = auth_files(self.auth_files.into_iter().flat_map(|listed| listed.0).collect())?;
+        if self.once && self.command.is_some() {
+            return Err(UsageError::OnceAndSubcommand);
+        }
         match self.command {
             Some(Subcommands::Status { output }) => Ok(Command::Status { auth_files, registries, output }),
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
             None => {
-                let credentials_dir = self.aws_credentials_dir;
+                check_endpoints()?;
+                let credentials_dir = self.aws_credentials_dir.and_then(|maybe| maybe.0);
                 if let Some(path) = credentials_dir.as_ref().filter(|path| !path.is_absolute()) {
                     let option = "--aws-credentials-dir";
                     return Err(UsageError::Relative { option, path: path.clone() });
                 }
                 let identity = Identity {
-                    region: self.region,
+                    region: self.region.and_then(|maybe| maybe.0),
                     credentials_dir,
                     trust: trust(),
                     session_name: session_name(),
@@ -243,7 +262,7 @@ impl Cli {
                 let settings = Settings {
                     auth_files,
                     registries,
-                    role: self.role_arn,
+                    role: self.role_arn.and_then(|maybe| maybe.0),
                     identity,
                     timeout: self.timeout,
                     dry_run: self.dry_run,
@@ -287,6 +306,28 @@ fn trust() -> Trust {
             Some(Trust::Directories(std::env::split_paths(&directories).collect()))
         })
         .unwrap_or(Trust::System)
+}
+
+/// The endpoints that the environment names must be URLs: the SDK panics on an empty one.
+fn check_endpoints() -> Result<(), UsageError> {
+    let variables = [
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_ECR",
+        "AWS_ENDPOINT_URL_ECR_PUBLIC",
+        "AWS_ENDPOINT_URL_STS",
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    ];
+    for variable in variables {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is where settings are read; an empty one counts here"
+        )]
+        let value = std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
+        if let Some(value) = value.filter(|value| !is_endpoint(value)) {
+            return Err(UsageError::Endpoint { variable, value });
+        }
+    }
+    Ok(())
 }
 
 /// The files that the SDK reads credentials from, as far as the environment names them.

@@ -4,7 +4,7 @@
 //! operator sees is a function of it.
 
 use crate::clock;
-use crate::docker_config::ledger::Record;
+use crate::docker_config::key::shown;
 use crate::docker_config::merge::{Wanted, WantedEntry};
 use crate::ecr::client::{Caller, Ecr};
 use crate::ecr::refusal::{AnswerError, Refusal};
@@ -18,6 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
@@ -25,6 +26,9 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 /// An entry for a registry that also serves anonymously goes this long before its end: twice as long as the kubelet
 /// may go on using what it has read.
 pub const LAPSE: SignedDuration = SignedDuration::from_mins(10);
+
+/// Longer than anybody waits, and short enough for every clock.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 /// What one round did.
 #[derive(Debug, Default)]
@@ -82,7 +86,7 @@ pub struct Question {
 
 /// Runs one round, trying again what may get better until `settings.timeout` is over.
 pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
-    let deadline = Instant::now() + settings.timeout;
+    let deadline = Instant::now() + settings.timeout.min(FOREVER);
     let mut round = Round::default();
     let unanswered =
         Refusal::NoRegion { said: " (nothing answered within --timeout)".to_owned(), passing: true };
@@ -233,13 +237,13 @@ pub fn wanted<'a>(
         for key in keys {
             match token {
                 Some(token) => {
-                    let record = Record {
+                    let entry = WantedEntry {
+                        auth: token.authorization.for_auth_entry().clone(),
                         expires_at: token.expires_at,
                         fetched_at: token.fetched_at,
                         source: question.source.to_string(),
                     };
-                    let auth = token.authorization.for_auth_entry().clone();
-                    wanted.entries.insert(key, WantedEntry { auth, record });
+                    wanted.entries.insert(key, entry);
                 }
                 None if question.source.endpoint == Endpoint::Public => {
                     wanted.lapse.insert(key, now.saturating_add(LAPSE).unwrap_or(Timestamp::MAX));
@@ -260,9 +264,13 @@ pub async fn on_each(
     for file in auth_files {
         let span = info_span!("target", path = %file.path.display());
         let (mine, act) = (file.clone(), act.clone());
-        // A panic ends the program (`panic = "abort"`), so a task that does not come back does not exist in a release.
-        let Ok(result) = tokio::task::spawn_blocking(move || span.in_scope(|| tell(act(&mine)))).await else {
-            continue;
+        let result = match tokio::task::spawn_blocking(move || span.in_scope(|| tell(act(&mine)))).await {
+            Ok(result) => result,
+            // In a release a panic has ended the program already.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => continue,
+            },
         };
         published.push(Published { path: file.path.clone(), result });
     }
@@ -282,6 +290,7 @@ fn tell(result: Result<Outcome, AuthFileError>) -> Result<Outcome, AuthFileError
                 }
                 Effect::Replaced(changes) => {
                     for key in &changes.taken_over {
+                        let key = shown(key);
                         warn!(
                             key,
                             "an entry that was not marked as ours stood for our registry; it is ours from now on"
@@ -291,7 +300,7 @@ fn tell(result: Result<Outcome, AuthFileError>) -> Result<Outcome, AuthFileError
                         info!(key, %expires_at, "published");
                     }
                     for key in &changes.removed {
-                        info!(key, "removed");
+                        info!(key = shown(key), "removed");
                     }
                 }
                 Effect::Deleted(_) => info!("deleted: it was ours, and nothing was left in it"),

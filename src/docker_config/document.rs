@@ -12,6 +12,7 @@ use super::ledger::{self, Ledger};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// A docker config that the kubelet accepts.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +62,7 @@ pub struct Parsed<'a> {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Spoilt {
     /// An entry that it cannot decode.
-    #[error("the entry `{}` cannot be decoded: {problem}", key.escape_debug())]
+    #[error("the entry `{}` cannot be decoded: {problem}", key::shown(key))]
     Entry {
         /// Its key under `auths`.
         key: String,
@@ -80,7 +81,7 @@ pub enum Spoilt {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Unusable {
     /// The kubelet ignores this file: it can be set aside, and nothing that worked is lost.
-    #[error("it is no JSON object ({0})")]
+    #[error("it is no docker config: {0}")]
     Invalid(String),
     /// The kubelet reads this file, but we could not write it again as it is: nobody touches it.
     #[error("{0}")]
@@ -92,15 +93,9 @@ pub enum Unusable {
 /// # Errors
 /// Where there is nothing to merge into. An empty file is [`Unusable::Invalid`], as it is for the kubelet.
 pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        // Go reads invalid UTF-8 inside a string as U+FFFD. Outside a string it is a syntax error, replaced or not.
-        let replaced = Zeroizing::new(String::from_utf8_lossy(bytes).into_owned());
-        return Err(match parse_text(&replaced) {
-            Ok(_) => {
-                Unusable::CannotCarry("it holds invalid UTF-8, which the kubelet accepts and we cannot keep")
-            }
-            Err(unusable) => unusable,
-        });
+    let text = match text_of(bytes) {
+        Ok(text) => text,
+        Err(replaced) => return Err(not_utf8(parse_text(&replaced))),
     };
     parse_text(text)
 }
@@ -113,11 +108,13 @@ fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
     if text.trim_matches([' ', '\t', '\r', '\n']) == "null" {
         return Ok(parsed);
     }
+    let mut later_version = false;
     for member in members(text)? {
         let name = Name::read(member.name);
         let part = if json::is_field(&name.text, "auths") {
             parse_auths(member.value, &mut parsed.spoilt)
         } else if name.text == ledger::KEY {
+            later_version |= ledger::is_of_a_later_version(member.value);
             Some(Part::Ledger(Ledger::from_json(member.value)))
         } else if json::is_field(&name.text, "httpheaders") && !is_object_of_strings(member.value) {
             parsed.spoilt.push(Spoilt::HttpHeaders);
@@ -128,7 +125,10 @@ fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
         parsed.document.members.extend(part.map(|part| (name, part)));
     }
     if parsed.document.members.iter().filter(|(_, part)| part.is_auths()).count() > 1 {
-        return Err(Unusable::CannotCarry("`auths` stands in it more than once, which the kubelet merges"));
+        return Err(parsed.unusable("`auths` stands in it more than once, which the kubelet merges"));
+    }
+    if later_version {
+        return Err(parsed.unusable("its `ecr-node-agent` was written by a later version of this program"));
     }
     Ok(parsed)
 }
@@ -138,19 +138,57 @@ fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
 /// # Errors
 /// Where the kubelet would not read it: it must be a JSON object.
 pub fn parse_legacy(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
-    let text = std::str::from_utf8(bytes).map_err(|error| Unusable::Invalid(error.to_string()))?;
+    let text = match text_of(bytes) {
+        Ok(text) => text,
+        Err(replaced) => return Err(not_utf8(parse_legacy_text(&replaced))),
+    };
+    parse_legacy_text(text)
+}
+
+fn parse_legacy_text(text: &str) -> Result<Parsed<'_>, Unusable> {
     if json::too_deep(text) {
         return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
     }
     let mut spoilt = Vec::new();
     let part = parse_auths(text.trim(), &mut spoilt)
-        .ok_or_else(|| Unusable::Invalid("expected an object of entries".to_owned()))?;
+        .ok_or_else(|| Unusable::Invalid("it is no object of entries".to_owned()))?;
     Ok(Parsed { document: Document { members: vec![(Name::new("auths"), part)] }, spoilt })
 }
 
 fn members(text: &str) -> Result<Vec<Member<'_>>, Unusable> {
-    // The message of a syntax error names a place and a kind, never a value.
-    json::members(text).map_err(|error| Unusable::Invalid(error.to_string()))
+    // The parser's own message would show a value of the wrong type, which may be a token.
+    if !text.trim_start().starts_with('{') {
+        return Err(Unusable::Invalid("it does not begin with `{`".to_owned()));
+    }
+    json::members(text).map_err(|error| {
+        let what = if error.is_eof() { "it ends too early, at" } else { "there is an error in" };
+        Unusable::Invalid(format!("{what} line {} column {}", error.line(), error.column()))
+    })
+}
+
+/// The text of a file, or, where it is not UTF-8, the text as Go would read it.
+fn text_of(bytes: &[u8]) -> Result<&str, Zeroizing<String>> {
+    // Go reads invalid UTF-8 inside a string as U+FFFD. Outside a string it is a syntax error, replaced or not.
+    std::str::from_utf8(bytes).map_err(|_| Zeroizing::new(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// What becomes of a file that is not UTF-8: if the kubelet accepts it, nobody touches it.
+fn not_utf8(parsed: Result<Parsed<'_>, Unusable>) -> Unusable {
+    match parsed {
+        Ok(parsed) => parsed.unusable("it holds invalid UTF-8, which the kubelet accepts and we cannot keep"),
+        Err(unusable) => unusable,
+    }
+}
+
+impl Parsed<'_> {
+    /// Why there is no document to work with, where `why` is in the way of writing it again: a file that the kubelet
+    /// ignores anyway can be set aside as a whole.
+    fn unusable(&self, why: &'static str) -> Unusable {
+        match self.spoilt.first() {
+            Some(spoilt) => Unusable::Invalid(spoilt.to_string()),
+            None => Unusable::CannotCarry(why),
+        }
+    }
 }
 
 fn parse_auths<'a>(text: &'a str, spoilt: &mut Vec<Spoilt>) -> Option<Part<'a>> {
@@ -198,14 +236,20 @@ impl Entry<'_> {
     pub(super) fn says_just(&self, auth: &SecretString) -> bool {
         match self {
             Self::Ours(ours) => ours.expose_secret() == auth.expose_secret(),
-            Self::AsItWas(text) => json::members(text).is_ok_and(|members| match members.as_slice() {
-                [only] => {
-                    only.name == "\"auth\""
-                        && only.value.strip_prefix('"').and_then(|value| value.strip_suffix('"'))
-                            == Some(auth.expose_secret())
-                }
-                _ => false,
-            }),
+            Self::AsItWas(text) => {
+                plain_auth(text).is_some_and(|found| found.expose_secret() == auth.expose_secret())
+            }
+        }
+    }
+
+    /// What tells this entry from another: of one as we write it the digest of its `auth`, else of all its text.
+    pub(super) fn digest(&self) -> String {
+        match self {
+            Self::Ours(auth) => ledger::digest(auth.expose_secret()),
+            Self::AsItWas(text) => match plain_auth(text) {
+                Some(auth) => ledger::digest(auth.expose_secret()),
+                None => ledger::digest(text),
+            },
         }
     }
 
@@ -228,6 +272,13 @@ impl<'a> Document<'a> {
         })
     }
 
+    /// What tells the entry under `key` from another, if there is one.
+    #[must_use]
+    pub fn digest(&self, key: &str) -> Option<String> {
+        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
+        Some(entry.digest())
+    }
+
     /// The keys under `auths`, in the document's order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries().iter().map(|(name, _)| name.text.as_str())
@@ -246,10 +297,7 @@ impl<'a> Document<'a> {
         let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
         match entry {
             Entry::Ours(auth) => Some(auth.clone()),
-            Entry::AsItWas(text) => match json::members(text).ok()?.as_slice() {
-                [only] if only.name == "\"auth\"" => json::string(only.value).map(SecretString::from),
-                _ => None,
-            },
+            Entry::AsItWas(text) => plain_auth(text),
         }
     }
 
@@ -259,28 +307,17 @@ impl<'a> Document<'a> {
         self.members.is_empty()
     }
 
-    /// Takes over the entries of `other`, except those for registries that are here already. Returns their keys.
-    pub fn take_along(&mut self, other: &Document<'a>) -> Vec<String> {
+    /// Takes over the entries of `other`, except those for registries that are here already. Returns their keys, with a
+    /// digest of each entry.
+    pub fn take_along(&mut self, other: &Document<'a>) -> BTreeMap<String, String> {
         let here: Vec<_> = self.keys().map(key::index_key).collect();
         let along: Vec<_> =
             other.entries().iter().filter(|(name, _)| !here.contains(&key::index_key(&name.text))).collect();
-        let keys = along.iter().map(|(name, _)| name.text.clone()).collect();
+        let keys = along.iter().map(|(name, entry)| (name.text.clone(), entry.digest())).collect();
         if !along.is_empty() {
             self.auths_mut().0.extend(along.into_iter().cloned());
         }
         keys
-    }
-
-    /// Whether every entry here stands in `other` too, to the letter.
-    #[must_use]
-    pub fn is_within(&self, other: &Self) -> bool {
-        let is_there = |(name, entry): &(Name<'_>, Entry<'_>)| match entry {
-            Entry::AsItWas(text) => other.entries().iter().any(|(other_name, other)| {
-                other_name.text == name.text && matches!(other, Entry::AsItWas(other) if other == text)
-            }),
-            Entry::Ours(_) => false,
-        };
-        self.entries().iter().all(is_there)
     }
 
     /// Whether there is more in it than `auths`.
@@ -342,11 +379,18 @@ impl<'a> Document<'a> {
                 }
             }),
             Part::Ledger(ledger) => {
-                let text = serde_json::to_string_pretty(ledger).unwrap_or_else(|_| "null".to_owned());
-                out.put(&text.replace('\n', "\n\t").replace("  ", "\t"));
+                out.put(&ledger.as_ref().map_or_else(|| "null".to_owned(), Ledger::to_json));
             }
         });
         out.put("\n");
+    }
+}
+
+/// The `auth` of an entry that holds nothing else.
+fn plain_auth(text: &str) -> Option<SecretString> {
+    match json::members(text).ok()?.as_slice() {
+        [only] if only.name == "\"auth\"" => json::string(only.value).map(SecretString::from),
+        _ => None,
     }
 }
 

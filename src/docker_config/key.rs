@@ -28,6 +28,19 @@ pub fn index_key(key: &str) -> Option<String> {
     Some(if key_path == "/" { host } else { host + key_path })
 }
 
+/// A key as people may see it: without user and password, which the kubelet accepts before an `@` and ignores.
+#[must_use]
+pub fn shown(key: &str) -> String {
+    let start = key.find("://").map_or(0, |at| at + 3);
+    let end = key[start..].find('/').map_or(key.len(), |at| start + at);
+    match key[start..end].rfind('@') {
+        Some(at) => format!("{}…{}", &key[..start], &key[start + at..]),
+        None => key.to_owned(),
+    }
+    .escape_debug()
+    .to_string()
+}
+
 /// Whether Go takes `text` for the part before an `@`.
 fn is_user_info(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
@@ -77,4 +90,23 @@ fn unescape(text: &str, allowed: impl Fn(u8) -> bool) -> Option<String> {
         rest = &rest[2..];
     }
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_shown_without_its_user() {
+        let cases = [
+            ("registry.example.com", "registry.example.com"),
+            ("https://user:secret@registry.example.com/v2/", "https://…@registry.example.com/v2/"),
+            ("user:sec@ret@registry.example.com", "…@registry.example.com"),
+            ("registry.example.com/a@b", "registry.example.com/a@b"),
+            ("a\nb", "a\\nb"),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(shown(key), expected);
+        }
+    }
 }

@@ -3,8 +3,11 @@
 //! Readers of docker configs ignore keys that they do not know (kubelet, docker, containers/image), so the document
 //! itself can remember what a restart would otherwise have to ask ECR for.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// The name of the top-level key.
@@ -15,6 +18,7 @@ const VERSION: u32 = 1;
 
 /// What the document remembers for us.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Ledger {
     version: u32,
     /// What was not there before us, so that `remove` can leave the node as we found it.
@@ -23,6 +27,10 @@ pub struct Ledger {
     /// The entries that are ours, by their key under `auths`.
     #[serde(default)]
     pub entries: BTreeMap<String, Record>,
+    /// Entries that came along when this file began to hide another, by key, with a digest of each: `remove` leaves them
+    /// to that other file again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub taken_along: BTreeMap<String, String>,
 }
 
 /// What we brought into being besides entries.
@@ -48,18 +56,49 @@ pub struct Record {
     /// Whom it was fetched from and as whom (region, kind of endpoint, role): a token in place counts as fresh only
     /// for the same source.
     pub source: String,
+    /// A digest of the `auth` that we wrote, which tells whether the entry is still ours.
+    pub digest: String,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { version: VERSION, created: None, entries: BTreeMap::new() }
+        Self { version: VERSION, created: None, entries: BTreeMap::new(), taken_along: BTreeMap::new() }
     }
 }
 
 impl Ledger {
+    /// Its JSON text, indented to stand at a document's top level.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut text = Vec::new();
+        let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+        let written = self.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter));
+        // Maps with text as keys, and text, can always be written.
+        let text =
+            written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_else(|| "null".to_owned());
+        // A newline inside a string is escaped, so each of these ends a line.
+        text.replace('\n', "\n\t")
+    }
+
     /// Reads a ledger from its JSON text, or `None` where it is none that this version wrote.
     #[must_use]
     pub fn from_json(text: &str) -> Option<Self> {
         serde_json::from_str::<Self>(text).ok().filter(|ledger| ledger.version == VERSION)
     }
+}
+
+/// Whether a ledger was written by a later version of this program, which we must not undo.
+#[must_use]
+pub fn is_of_a_later_version(text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    serde_json::from_str::<Version>(text).is_ok_and(|ledger| ledger.version > VERSION)
+}
+
+/// The SHA-256 of a text, in base64. Of a token it tells nothing, since nobody can guess a token.
+#[must_use]
+pub fn digest(text: &str) -> String {
+    STANDARD.encode(Sha256::digest(text))
 }

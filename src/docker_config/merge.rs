@@ -7,8 +7,8 @@ use super::document::{Document, Entry, Name, Part};
 use super::key::index_key;
 use super::ledger::{self, Created, Ledger, Record};
 use jiff::Timestamp;
-use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret as _, SecretString};
 use std::collections::BTreeMap;
 
 /// What is wanted of a document.
@@ -38,13 +38,28 @@ pub enum Found {
     Nothing,
 }
 
-/// One entry to write.
+/// One entry to write, and what the ledger is to remember of it.
 #[derive(Debug, Clone)]
 pub struct WantedEntry {
     /// The base64 of `user:password`.
     pub auth: SecretString,
-    /// What the ledger is to remember of it.
-    pub record: Record,
+    /// When ECR stops accepting it.
+    pub expires_at: Timestamp,
+    /// When ECR handed it out.
+    pub fetched_at: Timestamp,
+    /// Whom it was fetched from, and as whom.
+    pub source: String,
+}
+
+impl WantedEntry {
+    fn record(&self) -> Record {
+        Record {
+            expires_at: self.expires_at,
+            fetched_at: self.fetched_at,
+            source: self.source.clone(),
+            digest: ledger::digest(self.auth.expose_secret()),
+        }
+    }
 }
 
 /// What has to happen to the file.
@@ -72,11 +87,19 @@ pub struct Changes {
 /// Plans the merge of `wanted` into `document`. Everything that is not ours keeps its place and value.
 ///
 /// `found` says how the document came about: a new one is marked as ours, so that [`remove`] can undo that too, and a
-/// mended one is written even if nothing else changes.
+/// mended one is written even if nothing else changes. `taken_along` is what [`Document::take_along`] said.
 #[must_use]
-pub fn plan(mut document: Document<'_>, wanted: &Wanted, found: Found) -> Plan {
+pub fn plan(
+    mut document: Document<'_>,
+    wanted: &Wanted,
+    found: Found,
+    taken_along: BTreeMap<String, String>,
+) -> Plan {
     let before = document.ledger().cloned();
     let mut ledger = before.clone().unwrap_or_default();
+    // Somebody else's by now: what they put there is theirs, whatever its name.
+    ledger.entries.retain(|key, record| document.digest(key).is_none_or(|digest| digest == record.digest));
+    ledger.taken_along.extend(taken_along);
     if found == Found::Nothing {
         ledger.created = ledger.created.or(Some(Created::File));
     }
@@ -96,15 +119,16 @@ pub fn plan(mut document: Document<'_>, wanted: &Wanted, found: Found) -> Plan {
         let (entries, made) = document.auths_mut();
         ledger.created = ledger.created.or(made);
         if put(entries, key, entry, ledger.entries.contains_key(key), &mut changes.taken_over) {
-            changes.written.push((key.clone(), entry.record.expires_at));
+            changes.written.push((key.clone(), entry.expires_at));
         }
-        ledger.entries.insert(key.clone(), entry.record.clone());
+        ledger.entries.insert(key.clone(), entry.record());
     }
     // An entry that somebody took out is not ours any more, and says nothing of freshness.
     let keys: Vec<String> = document.keys().map(str::to_owned).collect();
     ledger.entries.retain(|key, _| keys.contains(key));
 
-    let unchanged = found != Found::Spoilt
+    // A file is not mended for its own sake: once whole, it hides what the kubelet reads instead of it.
+    let unchanged = (found != Found::Spoilt || wanted.entries.is_empty())
         && changes == Changes::default()
         && (before.as_ref() == Some(&ledger) || before.is_none() && ledger.entries.is_empty());
     if unchanged {
@@ -149,15 +173,20 @@ fn put(
     true
 }
 
-/// Plans the removal of all that is ours from `document`.
+/// Plans the removal of all that is ours from `document`. An entry that somebody else has changed since is theirs.
 ///
-/// `hidden` is the document that the kubelet would read if this one were not there: a file of our making that holds no
-/// more than that is deleted.
+/// `hides_another` says whether the kubelet would find another file if this one were not there: then what came along
+/// from one is left to it, and a file of our making with nothing else in it is deleted.
 #[must_use]
-pub fn remove(mut document: Document<'_>, hidden: Option<&Document<'_>>) -> Plan {
+pub fn remove(mut document: Document<'_>, hides_another: bool) -> Plan {
     let Some(ledger) = document.ledger().cloned() else { return Plan::Keep };
-    let removed: Vec<String> =
-        document.keys().filter(|key| ledger.entries.contains_key(*key)).map(str::to_owned).collect();
+    let is_ours = |key: &&str| {
+        let written = ledger.entries.get(*key).map(|record| &record.digest);
+        let along = ledger.taken_along.get(*key).filter(|_| hides_another);
+        let digest = document.digest(key);
+        digest.is_some() && (digest.as_ref() == written || digest.as_ref() == along)
+    };
+    let removed: Vec<String> = document.keys().filter(is_ours).map(str::to_owned).collect();
     if !removed.is_empty() {
         document.auths_mut().0.retain(|(name, _)| !removed.contains(&name.text));
     }
@@ -174,8 +203,7 @@ pub fn remove(mut document: Document<'_>, hidden: Option<&Document<'_>>) -> Plan
         }
     }
     let changes = Changes { removed, ..Changes::default() };
-    let only_what_is_hidden = nothing_left || hidden.is_some_and(|hidden| document.is_within(hidden));
-    if ledger.created == Some(Created::File) && only_what_is_hidden && !document.has_other_fields() {
+    if ledger.created == Some(Created::File) && nothing_left && !document.has_other_fields() {
         return Plan::Delete(changes);
     }
     Plan::Replace(document.to_bytes(), changes)

@@ -2,7 +2,7 @@
 
 use super::credentials::{self, timeouts};
 use super::http::{Http, Trust, TrustError};
-use super::refusal::{Ago, AnswerError, Refusal, refusal};
+use super::refusal::{Ago, AnswerError, Refusal, first_line, refusal};
 use super::registry::{Endpoint, Region, RoleArn, TokenSource, host_of_proxy_endpoint};
 use super::token::{AuthorizationToken, Token};
 use crate::clock;
@@ -69,7 +69,17 @@ impl Ecr {
     /// When there are none, or they are refused.
     pub async fn caller(&self, region: Option<&Region>) -> Result<Caller, Refusal> {
         let directory = self.identity.credentials_dir.as_deref();
-        credentials::resolve(&self.http, directory, region, clock::now()).await.map(Caller)
+        let home = self.home_region().await?;
+        credentials::resolve(&self.http, directory, home.as_ref().or(region), clock::now()).await.map(Caller)
+    }
+
+    /// The region that this node is configured for, where STS is asked: that of a registry may be one whose STS is
+    /// switched off, or out of reach.
+    async fn home_region(&self) -> Result<Option<Region>, Refusal> {
+        match &self.identity.region {
+            Some(region) => Ok(Some(region.clone())),
+            None => credentials::configured_region(&self.http).await,
+        }
     }
 
     /// Fetches one token, after assuming the source's role if it has one.
@@ -79,26 +89,36 @@ impl Ecr {
     pub async fn token(&self, source: &TokenSource, caller: &Caller) -> Result<Token, Refusal> {
         let mut credentials = caller.0.clone();
         if let Some(role) = &source.role {
-            let config = self.sdk_config(&source.region, credentials).await;
+            let home = self.home_region().await?;
+            let config = self.sdk_config(home.as_ref().unwrap_or(&source.region), credentials).await;
             credentials = self.assume(role, &config).await?;
         }
         let config = self.sdk_config(&source.region, credentials).await;
-        match source.endpoint {
+        let token = match source.endpoint {
             Endpoint::Private { fips, dual_stack } => private_token(&config, fips, dual_stack).await,
             Endpoint::Public => public_token(&config).await,
-        }
+        };
+        token.map_err(|refusal| match refusal {
+            // Whether the name is wrong or the network is not up yet, the resolver does not say.
+            Refusal::Unavailable { said } if said.contains("dns error") => {
+                Refusal::Unavailable { said: format!("{said} (is `{}` a region of AWS's?)", source.region) }
+            }
+            refusal => refusal,
+        })
     }
 
     async fn assume(&self, role: &RoleArn, config: &SdkConfig) -> Result<Credentials, Refusal> {
+        own_endpoint(config, "sts")?;
         let call = aws_sdk_sts::Client::new(config).assume_role();
         let answer = call.role_arn(role.as_str()).role_session_name(&self.identity.session_name).send().await;
         let needs = format!("sts:AssumeRole on {role}, whose trust policy must allow it too");
         let answer = answer.map_err(|error| refusal(&error, &needs, clock::now()))?;
         let role = answer.credentials.ok_or(AnswerError::NoRoleCredentials)?;
-        Ok(Credentials::new(
+        let token = Some(role.session_token);
+        credentials::checked(Credentials::new(
             role.access_key_id,
             role.secret_access_key,
-            Some(role.session_token),
+            token,
             None,
             "role",
         ))
@@ -120,7 +140,7 @@ impl Ecr {
 async fn private_token(config: &SdkConfig, fips: bool, dual_stack: bool) -> Result<Token, Refusal> {
     let mut ecr = aws_sdk_ecr::config::Builder::from(config);
     // An endpoint of the user's own is asked as it is: the SDK refuses it together with these.
-    if !has_own_endpoint(config) {
+    if own_endpoint(config, "ecr")?.is_none() {
         ecr.set_use_fips(fips.then_some(true).or(config.use_fips()));
         ecr.set_use_dual_stack(dual_stack.then_some(true).or(config.use_dual_stack()));
     }
@@ -133,6 +153,7 @@ async fn private_token(config: &SdkConfig, fips: bool, dual_stack: bool) -> Resu
 }
 
 async fn public_token(config: &SdkConfig) -> Result<Token, Refusal> {
+    own_endpoint(config, "ecr public")?;
     let answer = aws_sdk_ecrpublic::Client::new(config).get_authorization_token().send().await;
     let now = clock::now();
     let answer = answer.map_err(|error| refusal(&error, GET_PUBLIC_TOKEN, now))?;
@@ -156,10 +177,42 @@ fn token(
     Ok(Token { authorization, expires_at, fetched_at: now, registry })
 }
 
-/// Whether the environment or the profile names an endpoint for ECR (`AWS_ENDPOINT_URL_ECR`, `AWS_ENDPOINT_URL`).
-fn has_own_endpoint(config: &SdkConfig) -> bool {
-    let key =
-        ServiceConfigKey::builder().service_id("ecr").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+/// The endpoint that the environment or the profile names for a service (`AWS_ENDPOINT_URL_ECR`, `AWS_ENDPOINT_URL`).
+///
+/// # Errors
+/// When it is no URL: the SDK panics on an empty one, and shows the whole request for others.
+fn own_endpoint(config: &SdkConfig, service: &'static str) -> Result<Option<String>, Refusal> {
+    let key = ServiceConfigKey::builder()
+        .service_id(service)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build();
     let named = key.ok().zip(config.service_config()).and_then(|(key, config)| config.load_config(key));
-    named.is_some() || config.endpoint_url().is_some()
+    let named = named.or_else(|| config.endpoint_url().map(str::to_owned));
+    match named {
+        Some(url) if !is_endpoint(&url) => Err(Refusal::Settings {
+            said: format!(
+                "the endpoint URL for {service} in the environment or the profile is {}: expected one like `https://HOST`",
+                if url.is_empty() { "empty".to_owned() } else { format!("`{}`", first_line(&url)) }
+            ),
+        }),
+        named => Ok(named),
+    }
+}
+
+/// Whether a text is an HTTP URL with a host, and without a user.
+#[must_use]
+pub fn is_endpoint(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let allowed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
+    let port_is_one = match authority.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok(),
+        _ => true,
+    };
+    !authority.is_empty()
+        && !authority.starts_with(':')
+        && !authority.contains('@')
+        && port_is_one
+        && url.bytes().all(allowed)
 }

@@ -7,6 +7,7 @@ use aws_config::BehaviorVersion;
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};
 use aws_config::imds;
+use aws_config::imds::client::SensitiveString;
 use aws_config::imds::client::error::{ImdsError, TokenError};
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::meta::region::ProvideRegion as _;
@@ -55,17 +56,31 @@ pub(super) fn timeouts() -> TimeoutConfig {
 /// # Errors
 /// When none of them names one.
 pub(super) async fn region(http: &Http) -> Result<Region, Refusal> {
-    let config = config(http, None);
-    let mut found = EnvironmentVariableRegionProvider::new().region().await;
-    if found.is_none() {
-        found = ProfileFileRegionProvider::builder().configure(&config).build().region().await;
+    match configured_region(http).await? {
+        Some(region) => Ok(region),
+        None => read_region(&metadata_region(http).await?),
     }
-    let found = match found {
-        Some(region) => region.as_ref().to_owned(),
-        None => metadata_region(http).await?,
-    };
-    found.trim().parse().map_err(|error: super::registry::ParseRegionError| Refusal::Settings {
-        said: format!("the region in the environment, the profile or the metadata service is wrong: {error}"),
+}
+
+/// The region that the environment or the profile names.
+///
+/// # Errors
+/// When it is none.
+pub(super) async fn configured_region(http: &Http) -> Result<Option<Region>, Refusal> {
+    let named = |region: aws_config::Region| region.as_ref().trim().to_owned();
+    let mut found = EnvironmentVariableRegionProvider::new().region().await.map(named);
+    // An empty variable is an unset one, as for other programs of AWS's.
+    if found.as_ref().is_none_or(String::is_empty) {
+        let profile = ProfileFileRegionProvider::builder().configure(&config(http, None)).build();
+        found = profile.region().await.map(named);
+    }
+    found.filter(|region| !region.is_empty()).map(|region| read_region(&region)).transpose()
+}
+
+fn read_region(text: &str) -> Result<Region, Refusal> {
+    text.trim().parse().map_err(|error: super::registry::ParseRegionError| Refusal::NoRegion {
+        said: format!(" (what the environment, the profile or the metadata service names is none: {error})"),
+        passing: false,
     })
 }
 
@@ -73,7 +88,7 @@ async fn metadata_region(http: &Http) -> Result<String, Refusal> {
     if metadata_is_disabled() {
         return Err(Refusal::NoRegion { said: String::new(), passing: false });
     }
-    match metadata_client(http).get("/latest/meta-data/placement/region").await {
+    match metadata(&metadata_client(http), "/latest/meta-data/placement/region").await {
         Ok(region) => Ok(region.as_ref().to_owned()),
         Err(error) => {
             let (said, passing) = metadata_said(&error);
@@ -93,8 +108,30 @@ pub(super) async fn resolve(
     now: Timestamp,
 ) -> Result<Credentials, Refusal> {
     if let Some(directory) = directory {
-        return from_directory(directory);
+        return from_directory(directory).and_then(checked);
     }
+    from_chain(http, region, now).await.and_then(checked)
+}
+
+/// Credentials that fit into a request.
+///
+/// # Errors
+/// When the SDK could not send them: it panics on some, and takes others for a network that fails.
+pub(super) fn checked(credentials: Credentials) -> Result<Credentials, Refusal> {
+    let fits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let what = if !fits(credentials.access_key_id()) {
+        "the access key id"
+    } else if !credentials.session_token().is_none_or(fits) {
+        "the session token"
+    } else {
+        return Ok(credentials);
+    };
+    Err(Refusal::BadCredentials {
+        said: format!("{what} holds a space, a line break or another character that none has"),
+    })
+}
+
+async fn from_chain(http: &Http, region: Option<&Region>, now: Timestamp) -> Result<Credentials, Refusal> {
     let config = config(http, region);
     let node = config.clone().with_http_client(http.for_this_node());
     let mut tried = Tried::default();
@@ -126,13 +163,15 @@ pub(super) async fn resolve(
     {
         return Ok(credentials);
     }
-    match metadata_role(http).await {
+    let client = metadata_client(http);
+    match metadata_role(&client).await {
         Ok(role) => {
-            let source =
-                ImdsCredentialsProvider::builder().configure(&node).imds_client(metadata_client(http));
+            let source = ImdsCredentialsProvider::builder().configure(&node).imds_client(client);
             if let Some(credentials) = tried.ask(METADATA, source.profile(role).build(), now, "").await? {
                 return Ok(credentials);
             }
+            // It named the role a moment ago, so it is there.
+            tried.passing |= tried.remedy == NOBODY_REMEDY;
         }
         Err((said, passing)) => tried.nothing_from(METADATA, &said, passing),
     }
@@ -143,6 +182,8 @@ const METADATA: &str = "instance metadata";
 const WEB_IDENTITY_SOURCE: &str = "web identity (IRSA)";
 const NO_ROLE: &str = "this instance has no role";
 const NOBODY: &str = "nothing answers there";
+const NOBODY_REMEDY: &str = "; on EC2, a pod reaches the metadata service only with a hop limit of 2 or with \
+                             hostNetwork; elsewhere, mount a Secret and name it with --aws-credentials-dir";
 
 /// What each source said that had nothing.
 #[derive(Default)]
@@ -207,8 +248,7 @@ impl Tried {
 
 fn metadata_remedy(said: &str) -> &'static str {
     if said == NOBODY {
-        "; on EC2, a pod reaches the metadata service only with a hop limit of 2 or with hostNetwork; elsewhere, mount \
-         a Secret and name it with --aws-credentials-dir"
+        NOBODY_REMEDY
     } else if said == NO_ROLE || said.contains("AWS_EC2_METADATA_DISABLED") {
         "; give this node a role (an instance profile), or mount a Secret and name it with --aws-credentials-dir"
     } else {
@@ -272,11 +312,11 @@ fn metadata_said(error: &ImdsError) -> (String, bool) {
 }
 
 /// The role of this instance, as the metadata service names it.
-async fn metadata_role(http: &Http) -> Result<String, (String, bool)> {
+async fn metadata_role(client: &imds::Client) -> Result<String, (String, bool)> {
     if metadata_is_disabled() {
         return Err(("switched off by AWS_EC2_METADATA_DISABLED".to_owned(), false));
     }
-    let answer = metadata_client(http).get("/latest/meta-data/iam/security-credentials/").await;
+    let answer = metadata(client, "/latest/meta-data/iam/security-credentials/").await;
     let role = match answer {
         Ok(role) => role.as_ref().trim().to_owned(),
         Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => {
@@ -292,9 +332,17 @@ async fn metadata_role(http: &Http) -> Result<String, (String, bool)> {
     Ok(role)
 }
 
+/// Asks the metadata service, twice if it does not answer in time: it may miss a second, and not two.
+async fn metadata(client: &imds::Client, path: &'static str) -> Result<SensitiveString, ImdsError> {
+    match client.get(path).await {
+        Err(error) if metadata_said(&error).0 == NOBODY => client.get(path).await,
+        answer => answer,
+    }
+}
+
 fn metadata_client(http: &Http) -> imds::Client {
     imds::Client::builder()
-        .configure(&config(http, None).with_http_client(http.for_this_node()))
+        .configure(&config(http, None).with_http_client(http.for_metadata()))
         .connect_timeout(METADATA_TIMEOUT)
         .read_timeout(METADATA_TIMEOUT)
         .operation_attempt_timeout(METADATA_TIMEOUT)
@@ -316,7 +364,7 @@ fn config(http: &Http, region: Option<&Region>) -> ProviderConfig {
         .with_behavior_version(Some(BehaviorVersion::latest()))
         .with_http_client(http.for_apis())
         .with_region(region.map(|region| aws_config::Region::new(region.as_str().to_owned())))
-        // Ours is the only loop that tries again.
+        // Who tries again is decided elsewhere. The container's provider has a loop of its own, which nobody can end.
         .with_retry_config(RetryConfig::disabled())
         .with_timeout_config(timeouts())
 }

@@ -14,6 +14,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -58,10 +59,12 @@ pub struct TrustError {
     what: String,
 }
 
-/// Makes HTTP clients.
+/// The HTTP clients. Made once: each reads the certificates when it is first used.
 #[derive(Debug)]
 pub struct Http {
-    trust: TrustStore,
+    apis: SharedHttpClient,
+    this_node: SharedHttpClient,
+    metadata: SharedHttpClient,
 }
 
 impl Http {
@@ -86,20 +89,30 @@ impl Http {
             Trust::System => system_trust(),
             Trust::Directories(directories) => directory_trust(directories),
         };
-        Ok(Self { trust })
+        Ok(Self {
+            apis: client(trust.clone(), ProxyConfig::from_env()),
+            this_node: client(trust, ProxyConfig::disabled()),
+            metadata: client(TrustStore::empty(), ProxyConfig::disabled()),
+        })
     }
 
-    /// A client for AWS's APIs, through the proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name.
+    /// The client for AWS's APIs, through the proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name.
     #[must_use]
     pub fn for_apis(&self) -> SharedHttpClient {
-        client(self.trust.clone(), ProxyConfig::from_env())
+        self.apis.clone()
     }
 
-    /// A client for the node's own services, such as the metadata service: never through a proxy, which could only be
-    /// another node's, and would see the credentials.
+    /// The client for a container's endpoint on the same node: never through a proxy, which could only be another node's,
+    /// and would see the credentials.
     #[must_use]
     pub fn for_this_node(&self) -> SharedHttpClient {
-        client(self.trust.clone(), ProxyConfig::disabled())
+        self.this_node.clone()
+    }
+
+    /// The client for the metadata service, which speaks no TLS. Never through a proxy either.
+    #[must_use]
+    pub fn for_metadata(&self) -> SharedHttpClient {
+        self.metadata.clone()
     }
 }
 
@@ -108,28 +121,54 @@ fn client(trust: TrustStore, proxy: ProxyConfig) -> SharedHttpClient {
     // costs more than a call.
     let connector = OnceLock::<SharedHttpConnector>::new();
     http_client_fn(move |settings, components| {
-        let connect = || {
-            let mut builder =
-                Connector::builder().connector_settings(settings.clone()).proxy_config(proxy.clone());
+        let connect = |trust: TrustStore, proxy: ProxyConfig| {
+            let mut builder = Connector::builder().connector_settings(settings.clone()).proxy_config(proxy);
             builder.set_sleep_impl(components.sleep_impl());
-            let tls = TlsContext::builder().with_trust_store(trust.clone()).build().unwrap_or_default();
-            let connector = builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).build();
-            SharedHttpConnector::new(Bounded(connector))
+            let tls = TlsContext::builder().with_trust_store(trust).build().unwrap_or_default();
+            builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).build()
         };
-        connector.get_or_init(connect).clone()
+        let bounded = || {
+            SharedHttpConnector::new(Bounded {
+                // The node's own services speak no TLS, so there is nobody to trust.
+                direct: connect(TrustStore::empty(), ProxyConfig::disabled()),
+                other: connect(trust.clone(), proxy.clone()),
+            })
+        };
+        connector.get_or_init(bounded).clone()
     })
 }
 
-/// Ends an answer that is longer than any should be, however long it says it is.
+/// Ends an answer that is longer than any should be, however long it says it is; and goes past the proxy to what is on
+/// this node.
 #[derive(Debug)]
-struct Bounded(Connector);
+struct Bounded {
+    direct: Connector,
+    other: Connector,
+}
 
 impl HttpConnector for Bounded {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let answer = self.0.call(request);
+        let connector = if is_on_this_node(request.uri()) { &self.direct } else { &self.other };
+        let answer = connector.call(request);
         HttpConnectorFuture::new(async move {
             Ok(answer.await?.map(|body| SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER))))
         })
+    }
+}
+
+/// Whether a URL is one of the metadata service's or of a container's endpoint: plain HTTP on a link-local address, or on
+/// the one that EC2 has for IPv6. Through a proxy it would be another node's, and the proxy would see the credentials.
+fn is_on_this_node(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _)) => host,
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    match host.parse() {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        Ok(IpAddr::V6(address)) => address.segments()[..2] == [0xFD00, 0x0EC2],
+        Err(_) => false,
     }
 }
 
@@ -161,8 +200,10 @@ fn is_good(pem: &[u8]) -> bool {
 }
 
 fn read_bundle(path: &Path) -> io::Result<Vec<u8>> {
-    let mut pem = Vec::new();
-    if File::open(path)?.take(MAX_BUNDLE + 1).read_to_end(&mut pem)? as u64 > MAX_BUNDLE {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len().min(MAX_BUNDLE);
+    let mut pem = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    if file.take(MAX_BUNDLE + 1).read_to_end(&mut pem)? as u64 > MAX_BUNDLE {
         return Err(io::Error::other("it is larger than 16 MiB"));
     }
     Ok(pem)
@@ -179,4 +220,27 @@ fn check_bundle(pem: &[u8]) -> (usize, usize) {
         }
     }
     (good, bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_own_services_are_known_by_their_address() {
+        let cases = [
+            ("http://169.254.169.254/latest/api/token", true),
+            ("http://169.254.170.23:80/v1/credentials", true),
+            ("http://[fd00:ec2::254]/latest", true),
+            ("http://[fd00:ec2::23]:80", true),
+            ("https://169.254.169.254/", false),
+            ("http://127.0.0.1:8080/", false),
+            ("http://169.254.169.254.example.com/", false),
+            ("https://api.ecr.eu-west-1.amazonaws.com/", false),
+            ("http://[::1]/", false),
+        ];
+        for (url, own) in cases {
+            assert_eq!(is_on_this_node(url), own, "{url}");
+        }
+    }
 }

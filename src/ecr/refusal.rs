@@ -299,6 +299,10 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut said: Vec<String> = Vec::new();
     for link in links(error) {
         let text = first_line(&link.to_string());
+        // A `Debug` form of a request, headers and all.
+        if text.contains("SdkBody") {
+            continue;
+        }
         if !said.iter().any(|before| before.contains(&text)) {
             said.push(text);
         }

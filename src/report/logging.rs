@@ -49,5 +49,8 @@ pub fn filter(text: &str) -> Result<Targets, String> {
     if let Some(word) = text.split(',').find(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("`{}` is no level: expected one of {}", word.escape_debug(), LEVELS.join(", ")));
     }
+    // Without a level of its own, a filter for one room would silence all the others, errors too.
+    let has_level = text.split(',').any(is_level);
+    let text = if has_level { text.to_owned() } else { format!("info,{text}") };
     text.parse().map_err(|_| "expected a level, or TARGET=LEVEL pairs with commas between them".to_owned())
 }

@@ -3,10 +3,11 @@
 use super::ending::{Ending, chain, failed};
 use crate::clock;
 use crate::docker_config::document::{self, Spoilt};
-use crate::docker_config::key::index_key;
+use crate::docker_config::key::{index_key, shown};
+use crate::docker_config::ledger::Record;
 use crate::ecr::registry::{Registry, is_ecr_host};
 use crate::refresh::Round;
-use crate::target::auth_file::{AuthFile, Effect};
+use crate::target::auth_file::{AuthFile, Effect, Note};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -35,6 +36,9 @@ pub struct FileStatus {
 #[derive(Debug, Serialize)]
 pub struct EntryStatus {
     registry: String,
+    /// What the kubelet files it under.
+    #[serde(skip)]
+    index: String,
     state: State,
     /// Whether it is marked as ours.
     ours: bool,
@@ -124,7 +128,8 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
         .collect();
     let ledger = parsed.document.ledger().cloned().unwrap_or_default();
     for key in parsed.document.keys() {
-        let record = ledger.entries.get(key);
+        let is_ours = |record: &&Record| parsed.document.digest(key).as_ref() == Some(&record.digest);
+        let record = ledger.entries.get(key).filter(is_ours);
         let host = index_key(key).unwrap_or_default();
         let is_asked = asked.iter().any(|registry| registry.key() == host);
         if record.is_none() && !is_asked && !is_ecr_host(&host) {
@@ -136,7 +141,8 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             None => State::Unknown,
         };
         status.registries.push(EntryStatus {
-            registry: key.to_owned(),
+            registry: shown(key),
+            index: host,
             state,
             ours: record.is_some(),
             expires_at: record.map(|record| record.expires_at),
@@ -151,11 +157,11 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
 impl FileStatus {
     fn add_missing(&mut self, asked: &[Registry]) {
         for registry in asked {
-            let is_there =
-                |entry: &EntryStatus| index_key(&entry.registry).as_deref() == Some(registry.key());
+            let is_there = |entry: &EntryStatus| entry.index == registry.key();
             if !self.registries.iter().any(is_there) {
                 self.registries.push(EntryStatus {
                     registry: registry.key().to_owned(),
+                    index: registry.key().to_owned(),
                     state: State::Missing,
                     ours: false,
                     expires_at: None,
@@ -240,13 +246,19 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
                 for (key, expires_at) in &changes.written {
                     writeln!(out, "  write   {key} (token redacted, good until {expires_at})")?;
                 }
-                for key in &changes.taken_over {
+                for key in changes.taken_over.iter().map(|key| shown(key)) {
                     writeln!(out, "  take    {key} (not marked as ours until now)")?;
                 }
-                for key in &changes.removed {
+                for key in changes.removed.iter().map(|key| shown(key)) {
                     writeln!(out, "  remove  {key}")?;
                 }
-                writeln!(out, "  everything else stays")?;
+                let notes = published.result.iter().flat_map(|outcome| &outcome.notes);
+                for note in notes.clone() {
+                    writeln!(out, "  note    {note}")?;
+                }
+                if !notes.clone().any(|note| matches!(note, Note::WouldSetAside { .. })) {
+                    writeln!(out, "  everything else stays")?;
+                }
             }
         }
     }

@@ -5,11 +5,13 @@
 
 use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
 use crate::docker_config::document::{self, Document, Parsed, Spoilt, Unusable};
+use crate::docker_config::key::shown;
 use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
 use jiff::Timestamp;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 use secrecy::zeroize::Zeroizing;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -83,6 +85,12 @@ pub enum Note {
         reasons: Vec<String>,
         /// Where the original is now.
         copy: PathBuf,
+    },
+    /// What a dry run would have set aside.
+    #[error("the kubelet ignores this file ({}); the original would be kept beside it, and its good rest written anew", reasons.join("; "))]
+    WouldSetAside {
+        /// What is wrong with it.
+        reasons: Vec<String>,
     },
     /// As above, but so many copies are kept already that no further one was made.
     #[error("the kubelet ignored this file ({}); it was not kept, since there are {MAX_SET_ASIDE} copies \
@@ -158,6 +166,9 @@ pub enum AuthFileError {
     /// Too large to be a docker config.
     #[error("{} is larger than 1 MiB, which is no docker config: nothing was read or written", .0.display())]
     TooLarge(PathBuf),
+    /// With our entries it would be.
+    #[error("with our entries {} would be larger than 1 MiB, so nothing was written: it must become smaller first", .0.display())]
+    TooLargeAfter(PathBuf),
     /// The kubelet reads it, and we could not write it again as it is.
     #[error("{} was left alone: {why}. Rewrite it by hand, or move it away", path.display())]
     CannotCarry {
@@ -219,12 +230,13 @@ impl AuthFile {
         let mut notes = Vec::new();
         let (mut document, found, reasons) = self.judge(&opened)?;
         let hidden;
+        let mut along = BTreeMap::new();
         // A file that the kubelet did not accept hid nothing so far; ours will.
-        if found != Found::Whole {
+        if found != Found::Whole && !wanted.entries.is_empty() {
             hidden = self.hidden();
-            take_along(&mut document, hidden.as_ref(), &mut notes);
+            along = take_along(&mut document, hidden.as_ref(), &mut notes);
         }
-        let plan = merge::plan(document, wanted, found);
+        let plan = merge::plan(document, wanted, found, along);
         self.carry_out(opened, &plan, reasons, manner, notes)
     }
 
@@ -239,9 +251,8 @@ impl AuthFile {
         if found == Found::Nothing || document.ledger().is_none() {
             return Ok(Outcome { mode: None, effect: Effect::Unchanged, notes: Vec::new() });
         }
-        let hidden = self.hidden();
-        let hidden_document = hidden.as_ref().and_then(|hidden| hidden.document().ok());
-        let plan = merge::remove(document, hidden_document.as_ref());
+        let hides_another = self.hidden().is_some_and(|hidden| hidden.document().is_ok());
+        let plan = merge::remove(document, hides_another);
         self.carry_out(opened, &plan, reasons, Manner { now, dry_run, mode: None }, Vec::new())
     }
 
@@ -375,7 +386,15 @@ impl AuthFile {
             Plan::Replace(_, changes) => Effect::Replaced(changes.clone()),
             Plan::Delete(changes) => Effect::Deleted(changes.clone()),
         };
+        if let Plan::Replace(new, _) = plan
+            && new.len() as u64 > MAX_SIZE
+        {
+            return Err(AuthFileError::TooLargeAfter(directory.path().join(&name)));
+        }
         if manner.dry_run {
+            if !reasons.is_empty() && effect != Effect::Unchanged {
+                notes.push(Note::WouldSetAside { reasons });
+            }
             return Ok(Outcome { mode: found, effect, notes });
         }
         if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
@@ -460,8 +479,15 @@ impl AuthFile {
             (PathBuf::from("/.dockercfg"), true),
             (self.kubelet_home.join(".dockercfg"), true),
         ];
-        let candidates = candidates.into_iter().filter(|(path, _)| *path != self.path && is_roots(path));
-        candidates.into_iter().find_map(|(path, legacy)| {
+        // For a file of another name there is no search: no kubelet looks there.
+        if self.path.file_name() != Some(OsStr::new("config.json")) {
+            return None;
+        }
+        let here = candidates.iter().position(|(path, _)| *path == self.path);
+        let later = candidates.into_iter().skip(here.map_or(0, |here| here + 1));
+        let candidates = later.filter(|(path, _)| is_roots(path));
+        let mut candidates = candidates;
+        candidates.find_map(|(path, legacy)| {
             match read_regular(&path) {
                 Ok(Regular::Bytes(bytes)) => {
                     let hidden = Hidden { path, legacy, bytes: Ok(bytes) };
@@ -469,7 +495,11 @@ impl AuthFile {
                     let counts = !matches!(hidden.document(), Err(NotADocument::Ignored));
                     counts.then_some(hidden)
                 }
-                Ok(_) => None,
+                // The kubelet has no limit, so it would be read.
+                Ok(Regular::TooLarge) => {
+                    Some(Hidden { path, legacy, bytes: Err("it is larger than 1 MiB".to_owned()) })
+                }
+                Ok(Regular::Not) => None,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => Some(Hidden { path, legacy, bytes: Err(error.to_string()) }),
             }
@@ -477,20 +507,28 @@ impl AuthFile {
     }
 }
 
-fn take_along<'a>(document: &mut Document<'a>, hidden: Option<&'a Hidden>, notes: &mut Vec<Note>) {
-    let Some(hidden) = hidden else { return };
+/// Copies what `hidden` holds into `document`. Returns what came along, for the ledger.
+fn take_along<'a>(
+    document: &mut Document<'a>,
+    hidden: Option<&'a Hidden>,
+    notes: &mut Vec<Note>,
+) -> BTreeMap<String, String> {
+    let Some(hidden) = hidden else { return BTreeMap::new() };
     match hidden.document() {
         Ok(other) => {
-            let keys = document.take_along(&other);
-            if !keys.is_empty() {
+            let along = document.take_along(&other);
+            if !along.is_empty() {
+                let keys = along.keys().map(|key| shown(key)).collect();
                 notes.push(Note::TakenAlong { from: hidden.path.clone(), keys });
             }
+            return along;
         }
         Err(NotADocument::Ignored) => {}
         Err(NotADocument::Unreadable(why)) => {
             notes.push(Note::NotTakenAlong { from: hidden.path.clone(), why });
         }
     }
+    BTreeMap::new()
 }
 
 /// A file that the kubelet would read if the auth file were not there.

@@ -21,7 +21,8 @@ const LOCK_TRIES: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Attributes of the old file that the new one gets, besides owner and mode: its SELinux label, and its access list
 /// (without which the group bits, then a mask, would grant more than before).
-const KEPT_ATTRIBUTES: [&str; 2] = [SELINUX, "system.posix_acl_access"];
+const KEPT_ATTRIBUTES: [&str; 2] = [SELINUX, ACCESS_LIST];
+const ACCESS_LIST: &str = "system.posix_acl_access";
 const SELINUX: &str = "security.selinux";
 
 /// A directory, open and locked against other writers of ours until dropped.
@@ -59,8 +60,8 @@ pub enum ReplaceError {
     /// A step before the rename failed, or the rename itself.
     #[error("the previous file is untouched")]
     Untouched(#[source] StepError),
-    /// The new file is in place, but its directory could not be synced.
-    #[error("the new file is in place, but after a power cut the previous one may be back")]
+    /// The change is made, but its directory could not be synced.
+    #[error("the change is made, but after a power cut the previous file may be back")]
     NotDurable(#[source] StepError),
 }
 
@@ -126,7 +127,12 @@ impl LockedDirectory {
     /// # Errors
     /// When it is there and stays.
     pub fn clean(&self, name: &OsStr) -> Result<(), StepError> {
-        match unlinkat(&*self.lock, &*temporary_name(name), UnlinkatFlags::NoRemoveDir) {
+        let temporary = temporary_name(name);
+        // Looked for first: on a read-only file system even the removal of nothing fails.
+        if fstatat(&*self.lock, &*temporary, AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
+            return Ok(());
+        }
+        match unlinkat(&*self.lock, &*temporary, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(step("remove the temporary file that an earlier run left")(errno)),
         }
@@ -269,6 +275,11 @@ fn keep_attributes(new: &File, old: &File, stat: &FileStat) -> Result<(), StepEr
     if (created.st_uid, created.st_gid) != (stat.st_uid, stat.st_gid) {
         fchown(new, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
             .map_err(step("give the new file its owner"))?;
+    }
+    // What the directory's default list grants to others would come to life with the group bits.
+    if matches!(attribute(old, ACCESS_LIST), Ok(None)) && matches!(attribute(new, ACCESS_LIST), Ok(Some(_))) {
+        rustix::fs::fremovexattr(new, ACCESS_LIST)
+            .map_err(|errno| step("take the inherited access list from the new file")(from_rustix(errno)))?;
     }
     let mode = Mode::from_bits_truncate(stat.st_mode & 0o777);
     if mode != Mode::S_IRUSR | Mode::S_IWUSR {

@@ -4,7 +4,6 @@ use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, names, read};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_node_agent::docker_config::ledger::Record;
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
 use ecr_node_agent::target::auth_file::{AuthFile, Effect, Manner};
 use jiff::{SignedDuration, Timestamp};
@@ -170,14 +169,14 @@ fn what_the_kubelet_ignores_is_set_aside_and_its_good_rest_lives_on() {
         // what is there,     what is said,             what lives on
         (spoilt, "the entry `bad.example` cannot be decoded", json!(["good.example", HOST])),
         ("{\"auths\":{\"good.example\":[]}}", "it is no JSON object", json!([HOST])),
-        ("{\"auths\":{\"a.example\":{}}", "it is no JSON object (EOF", json!([HOST])),
+        ("{\"auths\":{\"a.example\":{}}", "it ends too early, at line 1", json!([HOST])),
         ("{\"auths\":[],\"x\":1}", "`auths` is no JSON object", json!([HOST])),
         (
             "{\"HttpHeaders\":{\"a\":1},\"auths\":{\"good.example\":{}}}",
             "`HttpHeaders`",
             json!(["good.example", HOST]),
         ),
-        ("not JSON", "it is no JSON object", json!([HOST])),
+        ("not JSON", "it does not begin with `{`", json!([HOST])),
     ];
     for (content, said, left) in cases {
         let node = Node::with_auth_file(content);
@@ -341,13 +340,10 @@ pub const MANNER: Manner = Manner { now: Timestamp::UNIX_EPOCH, dry_run: false, 
 /// One entry with a new token each time.
 pub fn wanted(number: usize) -> Wanted {
     let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
-    let record = Record {
-        expires_at: now + SignedDuration::from_hours(12),
-        fetched_at: now,
-        source: "eu-west-1".to_owned(),
-    };
     let auth = SecretString::from(STANDARD.encode(format!("AWS:{number:01800}")));
-    let entries = BTreeMap::from([(HOST.to_owned(), WantedEntry { auth, record })]);
+    let expires_at = now + SignedDuration::from_hours(12);
+    let entry = WantedEntry { auth, expires_at, fetched_at: now, source: "eu-west-1".to_owned() };
+    let entries = BTreeMap::from([(HOST.to_owned(), entry)]);
     Wanted { entries, drop_others: true, ..Wanted::default() }
 }
 
@@ -393,4 +389,115 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let remove = ["remove", "--dry-run", "--auth-file", auth_file.to_str().unwrap()];
     node.run(&remove).expect(0, &["would be replaced", "remove  ", HOST]);
     assert_eq!(read(&node.auth_file()), before);
+}
+
+#[test]
+fn a_secret_in_a_file_that_is_none_is_not_shown() {
+    for content in ["\"QVdTOnN1cGVyc2VjcmV0\"", "[\"QVdTOnN1cGVyc2VjcmV0\"]", "QVdTOnN1cGVyc2VjcmV0"] {
+        let node = Node::with_auth_file(content);
+        let auth_file = node.auth_file();
+        let status = node
+            .run(&["status", "--auth-file", auth_file.to_str().unwrap()])
+            .expect(1, &["it does not begin with"]);
+        let once = node.once(&[]).expect(0, &["it does not begin with"]);
+        assert!(!format!("{}{}", status.out, once.err).contains("QVdTOnN1"), "{content} is shown");
+    }
+    let key = format!("https://AWS:hunter2@{HOST}");
+    let node = Node::with_auth_file(&json!({ "auths": { &key: { "auth": "QVdTOm9sZA==" } } }).to_string());
+    let auth_file = node.auth_file();
+    let status = node
+        .run(&["status", "--auth-file", auth_file.to_str().unwrap()])
+        .expect(0, &[&format!("https://…@{HOST}")]);
+    let once = node.once(&[]).expect(0, &["it is ours from now on"]);
+    assert!(!format!("{}{}", status.out, once.err).contains("hunter2"), "a password in a key is shown");
+}
+
+#[test]
+fn a_file_that_would_become_too_large_is_not_written() {
+    let content = format!("{{\"x\":\"{}\"}}", "a".repeat(1024 * 1024 - 1000));
+    let node = Node::with_auth_file(&content);
+    node.once(&[]).expect(5, &["would be larger than 1 MiB, so nothing was written"]);
+    assert_eq!(fs::read_to_string(node.auth_file()).unwrap(), content);
+}
+
+#[test]
+fn the_default_access_list_of_a_directory_opens_the_file_to_nobody() {
+    if !all_here(&[Need::Root, Need::SecurityAttributes]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o640)).unwrap();
+    // The kernel's form of `d:u::rwx,d:u:12345:rw-,d:g::r-x,d:m::rwx,d:o::---`.
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 7, u32::MAX), (2, 6, 12345), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend(tag.to_le_bytes().into_iter().chain(permissions.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    let directory = fs::File::open(node.path("kubelet")).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::fsetxattr(&directory, "system.posix_acl_default", &list, flags).unwrap();
+    node.once(&[]).expect(0, &[]);
+    let file = fs::File::open(node.auth_file()).unwrap();
+    let mut found = [0_u8; 100];
+    assert!(
+        rustix::fs::fgetxattr(&file, "system.posix_acl_access", &mut found[..]).is_err(),
+        "it has an access list"
+    );
+    assert_eq!(fs::metadata(node.auth_file()).unwrap().mode() & 0o7777, 0o640);
+}
+
+#[test]
+fn a_file_that_no_kubelet_looks_for_hides_nothing() {
+    let node = Node::new();
+    node.write("home/.docker/config.json", "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
+    let other = node.path("kubelet/auth.json");
+    node.run(&["--once", "--auth-file", other.to_str().unwrap()]).expect(0, &[]);
+    assert!(read(&other)["auths"].get("a.example").is_none());
+}
+
+#[test]
+fn what_a_new_file_hides_and_cannot_take_along_is_told() {
+    let cases = [
+        (
+            "home/.docker/config.json",
+            format!("{{\"x\":\"{}\"}}", "a".repeat(1024 * 1024)).into_bytes(),
+            "larger than 1 MiB",
+        ),
+        ("home/.dockercfg", b"{\"a.example\":{\"username\":\"\xE4\"}}".to_vec(), "invalid UTF-8"),
+    ];
+    for (path, content, said) in cases {
+        let node = Node::new();
+        node.write(path, "");
+        #[expect(clippy::disallowed_methods, reason = "test code")]
+        fs::write(node.path(path), content).unwrap();
+        node.once(&[]).expect(0, &["is hidden by this file from now on, and could not be read", said]);
+    }
+}
+
+#[test]
+fn a_later_versions_ledger_is_left_alone() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let later = fs::read_to_string(node.auth_file()).unwrap().replace("\"version\": 1", "\"version\": 2");
+    node.write("kubelet/config.json", &later);
+    let auth_file = node.auth_file();
+    for arguments in [vec!["remove"], vec!["--once"]] {
+        let arguments = [&arguments[..], &["--auth-file", auth_file.to_str().unwrap()]].concat();
+        node.run(&arguments).expect(5, &["a later version"]);
+    }
+    assert_eq!(fs::read_to_string(auth_file).unwrap(), later);
+}
+
+#[test]
+fn a_file_that_is_ignored_anyway_does_not_stop_us() {
+    for content in [
+        "{\"auths\":{\"a\":{}},\"auths\":{\"bad\":[]}}".as_bytes(),
+        b"{\"auths\":{\"a\":{\"username\":\"\xFF\"},\"bad\":[]}}",
+    ] {
+        let node = Node::new();
+        #[expect(clippy::disallowed_methods, reason = "test code")]
+        fs::write(node.auth_file(), content).unwrap();
+        node.once(&[]).expect(0, &["the entry `bad` cannot be decoded", "the original is kept as"]);
+    }
 }

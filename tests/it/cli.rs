@@ -2,16 +2,15 @@
 
 use crate::node::{FOREIGN, HOST, Node, read};
 use clap::CommandFactory as _;
-use ecr_emulator::Options;
 use ecr_node_agent::cli::Cli;
-use jiff::SignedDuration;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
-    let cases: [(&[&str], &str); 28] = [
+    let cases: [(&[&str], &str); 29] = [
+        (&["--once", "status"], "--once and a subcommand cannot both be meant"),
         (&["--interval", "0s"], "--interval 0s would ask ECR without end"),
         (&["--once", "--auth-file", "config.json"], "is relative"),
         (&["--once", "--auth-file", "/a", "--auth-file", "/a"], "is given twice"),
@@ -27,7 +26,7 @@ fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
         (&["--once", "--no-such"], "unexpected argument '--no-such'"),
         (&["status", "--output", "xml"], "possible values: text, json"),
         (&["--once", "--registry", HOST, "--registry", HOST], "is given twice"),
-        (&["--once", "--registry", ""], "the host is missing"),
+        (&["--once", "--registry", ",region=eu-west-1"], "the host is missing"),
         (&["--once", "--registry", "https://public.ecr.aws"], "is more than a host"),
         (&["--once", "--registry", "registry.example.com"], "is no ECR registry"),
         (&["--once", "--registry", "12345.dkr.ecr.eu-west-1.amazonaws.com"], "`12345` is no AWS account"),
@@ -122,10 +121,10 @@ fn status_tells_what_is_there_and_until_when() {
     status(&node, &["--registry", HOST, "--registry", other]).expect(1, &["missing", other]);
 
     // An expired one; somebody else's; a file that the kubelet ignores; none; one that cannot be read.
-    let short = Node::with(Options { token_lifetime: SignedDuration::from_secs(1), ..Options::default() });
-    short.once(&[]).expect(0, &[]);
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    status(&short, &[]).expect(1, &["expired", "ago)"]);
+    let past = node.document()["ecr-node-agent"]["entries"][HOST]["expiresAt"].as_str().unwrap().to_owned();
+    let text = fs::read_to_string(node.auth_file()).unwrap().replace(&past, "2026-01-01T00:00:00Z");
+    node.write("kubelet/config.json", &text);
+    status(&node, &[]).expect(1, &["expired", "ago)"]);
     let foreign =
         json!({ "auths": { format!("https://{HOST}/v2/"): { "auth": "QVdTOm9sZA==" } } }).to_string();
     let theirs = Node::with_auth_file(&foreign);
@@ -169,6 +168,10 @@ fn log_lines_are_json_or_text_as_asked() {
     let run = node.once(&["--log-format", "text"]).expect(0, &["INFO"]);
     assert!(serde_json::from_str::<Value>(run.err.lines().next().unwrap()).is_err());
     assert_eq!(node.once(&["--log-level", "error"]).expect(0, &[]).err, "");
+    // A filter for one room leaves the others as they are.
+    node.once(&["--log-level", "ecr_node_agent::ecr=debug"]).expect(0, &["published"]);
+    // The longest time that can be written is no more than a long time.
+    node.once(&["--timeout", "PT2562047788015215H"]).expect(0, &[]);
 }
 
 fn file(path: &str) -> String {
@@ -211,7 +214,7 @@ fn the_table_of_options_is_that_of_the_program() {
 
 #[test]
 fn the_messages_that_the_readme_explains_are_those_of_the_program() {
-    let sources = ["cli.rs", "ecr/refusal.rs", "target/auth_file.rs", "target/replace.rs"];
+    let sources = ["cli.rs", "ecr/client.rs", "ecr/refusal.rs", "target/auth_file.rs", "target/replace.rs"];
     let text: String = sources.map(|path| file(&format!("src/{path}"))).concat();
     // A long message goes on in the next line of its source.
     let text = text.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");

@@ -127,7 +127,7 @@ fn a_failing_system_call_leaves_the_old_file_and_is_told() {
         ("openat:error=EROFS:when=4", "cannot create the temporary file: EROFS", true),
         ("flock:error=ENOLCK:when=1", "cannot lock the directory: ENOLCK", true),
         ("read:error=EIO", "cannot read", true),
-        ("fsync:error=EIO:when=2", "after a power cut the previous one may be back", false),
+        ("fsync:error=EIO:when=2", "after a power cut the previous file may be back", false),
     ];
     for (inject, said, old) in cases {
         let node = Node::with_auth_file(FOREIGN);
@@ -181,7 +181,7 @@ fn a_full_disk_and_a_read_only_one_leave_the_old_file() {
     assert!(run.err.ends_with("config.json\nfull\n"), "litter: {}", run.err);
 
     let read_only = "mount --bind \"$root\" \"$root\" && mount -o remount,bind,ro \"$root\"";
-    let run = on_mount(&node, read_only).expect(5, &["EROFS"]);
+    let run = on_mount(&node, read_only).expect(5, &["cannot create the temporary file: EROFS"]);
     assert_eq!(run.out, FOREIGN);
 }
 

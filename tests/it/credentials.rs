@@ -111,7 +111,7 @@ fn container_credentials() {
         .expect(3, &["the source that was asked did not answer within --timeout"]);
     node.aws.fail(Api::Container, Fault::Forbidden, Times::Always);
     node.once(&[]).expect(3, &["container credentials", "403"]);
-    node.aws.fail(Api::Container, Fault::InternalError, Times::First(10));
+    node.aws.fail(Api::Container, Fault::InternalError, Times::First(4));
     node.once(&[]).expect(0, &["will try again"]);
 }
 
@@ -224,4 +224,34 @@ fn what_the_metadata_service_says_is_told() {
         node.aws.fail(api, fault, Times::Always);
         node.once(&["--timeout", "400ms"]).expect(3, &[said, remedy]);
     }
+}
+
+#[test]
+fn keys_that_fit_no_request_are_refused() {
+    let mut node = Node::new();
+    node.set("AWS_ACCESS_KEY_ID", "AKIA\nIOSFODNN7EXAMPLE");
+    node.once(&[]).expect(3, &["the access key id holds a space, a line break"]);
+    let mut node = Node::new();
+    node.set("AWS_SESSION_TOKEN", "a\nb");
+    node.once(&[]).expect(3, &["the session token holds a space, a line break"]);
+    let node = poor();
+    node.write("secret/aws_access_key_id", "AKIA IOSFODNN7EXAMPLE");
+    node.write("secret/aws_secret_access_key", SECRET);
+    let directory = node.path("secret");
+    node.once(&["--aws-credentials-dir", directory.to_str().unwrap()])
+        .expect(3, &["the access key id holds"]);
+}
+
+#[test]
+fn an_empty_variable_is_an_unset_one() {
+    let mut node = Node::new();
+    for name in ["REGION", "ROLE_ARN", "REGISTRY", "AWS_CREDENTIALS_DIR"] {
+        node.set(&format!("ECR_NODE_AGENT_{name}"), "");
+    }
+    node.set("AWS_CA_BUNDLE", "");
+    node.once(&[]).expect(0, &[]);
+    node.set("AWS_REGION", "");
+    node.once(&[]).expect(3, &["no AWS region"]);
+    node.set("AWS_REGION", "eu west");
+    node.once(&[]).expect(3, &["`eu west` is no AWS region"]);
 }

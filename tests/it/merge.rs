@@ -3,7 +3,6 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_node_agent::docker_config::document::{self, Document};
-use ecr_node_agent::docker_config::ledger::Record;
 use ecr_node_agent::docker_config::merge::{self, Found, Plan, Wanted, WantedEntry};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -16,12 +15,12 @@ fn now() -> Timestamp {
 }
 
 fn wanted_entry(password: &str) -> WantedEntry {
-    let record = Record {
+    WantedEntry {
+        auth: SecretString::from(STANDARD.encode(format!("AWS:{password}"))),
         expires_at: now() + SignedDuration::from_hours(12),
         fetched_at: now(),
         source: "eu-west-1".to_owned(),
-    };
-    WantedEntry { auth: SecretString::from(STANDARD.encode(format!("AWS:{password}"))), record }
+    }
 }
 
 fn wanted(entries: &BTreeMap<String, String>) -> Wanted {
@@ -45,11 +44,11 @@ fn after(text: &str, plan: Plan) -> String {
 }
 
 fn merged(text: &str, entries: &BTreeMap<String, String>) -> String {
-    after(text, merge::plan(parse(text), &wanted(entries), Found::Whole))
+    after(text, merge::plan(parse(text), &wanted(entries), Found::Whole, BTreeMap::new()))
 }
 
 fn removed(text: &str) -> String {
-    after(text, merge::remove(parse(text), None))
+    after(text, merge::remove(parse(text), false))
 }
 
 fn value(text: &str) -> Value {
@@ -136,7 +135,7 @@ proptest! {
     #[test]
     fn a_second_merge_changes_nothing(document in foreign_document(), ours in our_entries()) {
         let once = merged(&document.to_string(), &ours);
-        let again = merge::plan(parse(&once), &wanted(&ours), Found::Whole);
+        let again = merge::plan(parse(&once), &wanted(&ours), Found::Whole, BTreeMap::new());
         prop_assert!(matches!(again, Plan::Keep), "{:?}", again);
     }
 
@@ -204,7 +203,8 @@ fn every_spelling_of_our_registry_is_taken_over_and_no_other_key() {
         HOST: { "auth": "dTpvbGQ=", "email": "e" },
         "*.dkr.ecr.eu-west-1.amazonaws.com": { "auth": "dTpnbG9i" },
     }});
-    let Plan::Replace(bytes, changes) = merge::plan(parse(&text.to_string()), &wanted(&ours()), Found::Whole)
+    let Plan::Replace(bytes, changes) =
+        merge::plan(parse(&text.to_string()), &wanted(&ours()), Found::Whole, BTreeMap::new())
     else {
         panic!("nothing to do?")
     };
@@ -224,7 +224,10 @@ fn only_entries_that_were_ours_and_are_not_asked_for_go() {
     let text = merged(&start, &both);
     let mut next = wanted(&ours());
     next.keep.push(failed.to_owned());
-    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &next, Found::Whole) else { panic!() };
+    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &next, Found::Whole, BTreeMap::new())
+    else {
+        panic!()
+    };
     assert_eq!(changes.removed, [other]);
     let after: Value = serde_json::from_slice(&bytes).unwrap();
     let keys: Vec<_> = entries_of(&after).into_iter().map(|(key, _)| key).collect();
@@ -244,33 +247,64 @@ fn a_public_entry_without_a_new_token_goes_before_it_expires() {
             drop_others: true,
             ..Wanted::default()
         };
-        let after = after(&text, merge::plan(parse(&text), &wanted, Found::Whole));
+        let after = after(&text, merge::plan(parse(&text), &wanted, Found::Whole, BTreeMap::new()));
         assert_eq!(value(&after)["auths"].get(public).is_some(), stays, "{after}");
     }
 }
 
 #[test]
 fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
-    let made = after("", merge::plan(Document::default(), &wanted(&ours()), Found::Nothing));
-    assert!(matches!(merge::remove(parse(&made), None), Plan::Delete(_)));
+    let made = after("", merge::plan(Document::default(), &wanted(&ours()), Found::Nothing, BTreeMap::new()));
+    assert!(matches!(merge::remove(parse(&made), false), Plan::Delete(_)));
 
-    // What came along from a file that ours hides is there still, in that file.
-    let hidden = "{\"auths\": {\"a.example\": {\"auth\": \"dTpw\"}}}";
+    // What came along from a file that ours hides is left to that file, whatever it holds by now.
+    let hidden = parse("{\"auths\": {\"a.example\": {\"auth\": \"dTpw\"}}}");
     let mut document = Document::default();
-    let hidden_document = parse(hidden);
-    assert_eq!(document.take_along(&hidden_document), ["a.example"]);
-    let made = after("", merge::plan(document, &wanted(&ours()), Found::Nothing));
-    assert!(matches!(merge::remove(parse(&made), Some(&hidden_document)), Plan::Delete(_)));
-    // Not so if that file is gone, or holds something else by now.
-    let changed = "{\"auths\": {\"a.example\": {\"auth\": \"dTpx\"}}}";
-    for other in [None, Some(parse(changed))] {
-        let back = value(&after(&made, merge::remove(parse(&made), other.as_ref())));
-        assert_eq!(back, value(hidden));
-    }
+    let along = document.take_along(&hidden);
+    assert_eq!(along.keys().collect::<Vec<_>>(), ["a.example"]);
+    let made = after("", merge::plan(document, &wanted(&ours()), Found::Nothing, along));
+    assert!(matches!(merge::remove(parse(&made), true), Plan::Delete(_)));
+    // Not so if there is no such file any more, or if somebody has changed the entry here: then this is its only place.
+    let kept = value(&after(&made, merge::remove(parse(&made), false)));
+    assert_eq!(kept["auths"], json!({ "a.example": { "auth": "dTpw" } }));
+    let changed = made.replace("dTpw", "dTpx");
+    let kept = value(&after(&changed, merge::remove(parse(&changed), true)));
+    assert_eq!(kept["auths"], json!({ "a.example": { "auth": "dTpx" } }));
+}
+
+#[test]
+fn an_entry_that_somebody_else_has_changed_is_theirs() {
+    let text = merged("{}", &ours());
+    let theirs = text.replace(&STANDARD.encode("AWS:new"), "dTp0aGVpcnM=");
+    let kept = value(&after(&theirs, merge::remove(parse(&theirs), false)));
+    assert_eq!(kept["auths"][HOST]["auth"], "dTp0aGVpcnM=");
+    // Nor does it go when the registry is no longer asked for; and when it is, it is taken over, and told.
+    let other = BTreeMap::from([("210987654321.dkr.ecr.us-east-1.amazonaws.com".to_owned(), "x".to_owned())]);
+    assert_eq!(value(&merged(&theirs, &other))["auths"][HOST]["auth"], "dTp0aGVpcnM=");
+    let plan = merge::plan(parse(&theirs), &wanted(&ours()), Found::Whole, BTreeMap::new());
+    let Plan::Replace(_, changes) = plan else { panic!() };
+    assert_eq!(changes.taken_over, [HOST]);
+}
+
+#[test]
+fn odd_text_in_the_ledger_does_not_spoil_the_file() {
+    let mut wanted = wanted(&ours());
+    let entry = wanted.entries.get_mut(HOST).unwrap();
+    entry.source = "two  spaces\n\tand \"quotes\"".to_owned();
+    let text = after("{}", merge::plan(parse("{}"), &wanted, Found::Whole, BTreeMap::new()));
+    assert_eq!(value(&text)["ecr-node-agent"]["entries"][HOST]["source"], "two  spaces\n\tand \"quotes\"");
+}
+
+#[test]
+fn a_spoilt_file_is_not_mended_for_its_own_sake() {
+    let lapse = BTreeMap::from([("public.ecr.aws".to_owned(), now())]);
+    let wanted = Wanted { lapse, drop_others: true, ..Wanted::default() };
+    let plan = merge::plan(parse("{\"auths\":{\"a\":{}}}"), &wanted, Found::Spoilt, BTreeMap::new());
+    assert!(matches!(plan, Plan::Keep), "{plan:?}");
 }
 
 #[test]
 fn a_removal_without_a_ledger_changes_nothing() {
     let text = json!({ "auths": { HOST: { "auth": "dTpw" } } }).to_string();
-    assert!(matches!(merge::remove(parse(&text), None), Plan::Keep));
+    assert!(matches!(merge::remove(parse(&text), false), Plan::Keep));
 }

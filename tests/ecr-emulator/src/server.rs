@@ -232,6 +232,9 @@ impl Listener for Door {
         loop {
             tokio::select! {
                 accepted = self.tcp.accept() => match (accepted, self.tls.clone()) {
+                    // Or an answer in two parts waits 40 ms for the client's delayed acknowledgement. A connection that
+                    // cannot be set so is gone already.
+                    (Ok((tcp, _)), _) if tcp.set_nodelay(true).is_err() => {}
                     (Ok((tcp, from)), None) => return (Either::Left(Socket::new(tcp)), from),
                     (Ok((tcp, from)), Some(tls)) => {
                         let handshake = async move { Some((tls.accept(Socket::new(tcp)).await.ok()?, from)) };
