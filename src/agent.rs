@@ -12,6 +12,9 @@ use crate::ecr::registry::Endpoint;
 use crate::ecr::token::{AuthorizationToken, Token};
 use crate::refresh::{LAPSE, Published, Question, ask, on_each, questions, tell_fetched, wanted};
 use crate::report::ending::{Ending, failed};
+use crate::report::metrics::{Metrics, Outcome, Reason};
+use crate::report::serve::{Query, serve};
+use crate::report::supervisor;
 use crate::schedule::{Life, retry_delay};
 use crate::settings::{Daemon, Settings};
 use crate::target::auth_file::{AuthFile, Effect, Manner};
@@ -21,7 +24,9 @@ use crate::trigger::watch::{Interests, Seen, Watch};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -47,13 +52,39 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         Ok(both) => both,
         Err(error) => return failed(&error, Ending::Unexpected),
     };
-    let mut agent = Agent::new(settings, daemon);
+    let (queries, mut asked) = mpsc::channel(8);
+    let mut helpers = JoinSet::new();
+    if let Some(address) = daemon.listen {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
+                info!(%address, "serving metrics and probes");
+                helpers.spawn(serve(listener, settings.auth_files.clone(), queries));
+            }
+            Err(error) => {
+                error!(%address, %error, "cannot listen for metrics and probes");
+                return Ending::Unexpected;
+            }
+        }
+    }
+    let metrics = match Metrics::new() {
+        Ok(metrics) => metrics,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
+    let mut agent = Agent::new(settings, daemon, metrics);
     info!("started");
+    let watchdog = supervisor::ready();
     agent.look_around(clock::both());
     loop {
         let now = clock::both();
         agent.start_what_is_due(now);
-        let next = agent.next(now);
+        supervisor::tell(&agent.in_words(now));
+        let mut next = agent.next(now);
+        if let Some(watchdog) = watchdog {
+            supervisor::alive();
+            let ping = now.after(watchdog);
+            next = Deadline { wall: next.wall.min(ping.wall), boot: next.boot.min(ping.boot) };
+        }
         let seen = async {
             match &agent.watch {
                 Some(watch) => watch.next().await,
@@ -64,7 +95,13 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
             biased; // a stop wins over work that is also ready
             asked = signals.next() => match asked {
                 Asked::Stop => break,
-                Asked::Refresh => agent.refresh_now("SIGHUP"),
+                Asked::Refresh => agent.refresh_now(Reason::Hangup),
+            },
+            Some(query) = asked.recv() => agent.answer(query),
+            // Helpers never end by themselves; were one to, the agent would lie about its health.
+            Some(_) = helpers.join_next() => {
+                error!("the server for metrics and probes has ended");
+                return Ending::Unexpected;
             },
             seen = seen => agent.seen(seen, clock::both()),
             Some(answer) = agent.attempts.join_next() => match answer {
@@ -81,6 +118,7 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         }
     }
     info!("asked to stop");
+    supervisor::stopping();
     if !agent.publishing.is_empty() {
         tokio::select! {
             // What is killed here leaves the old file or the new one, and the next start cleans up.
@@ -100,6 +138,8 @@ struct Post {
     next: Deadline,
     failures: u32,
     asking: bool,
+    /// Why it is asked next.
+    reason: Reason,
     /// Somebody wanted a refresh while one was under way.
     again: bool,
     refusal: Option<Refusal>,
@@ -108,7 +148,7 @@ struct Post {
 /// What an attempt came to.
 enum Answer {
     Questions(Result<Vec<Question>, Refusal>),
-    Token(usize, Result<Token, Refusal>),
+    Token(usize, Result<Token, Refusal>, Duration),
 }
 
 /// Why a publish is wanted. The last one says most.
@@ -121,6 +161,7 @@ enum Wish {
 }
 
 struct Agent {
+    metrics: Metrics,
     settings: Settings,
     daemon: Daemon,
     /// `None` until it is known whom to ask.
@@ -144,9 +185,10 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(settings: Settings, daemon: Daemon) -> Self {
+    fn new(settings: Settings, daemon: Daemon, metrics: Metrics) -> Self {
         let now = clock::both();
         Self {
+            metrics,
             settings,
             daemon,
             posts: None,
@@ -166,6 +208,39 @@ impl Agent {
             watch: None,
             watch_again: None,
         }
+    }
+
+    /// Answers a question of the server's.
+    fn answer(&self, query: Query) {
+        // Who asked may be gone by now.
+        match query {
+            Query::Alive(answer) => drop(answer.send(())),
+            Query::Keys(answer) => drop(
+                answer.send(self.posts.as_ref().map(|posts| posts.iter().flat_map(Post::keys).collect())),
+            ),
+            Query::Metrics(answer) => {
+                let posts = || self.posts.iter().flatten();
+                for (post, token) in posts().filter_map(|post| Some((post, post.token.as_ref()?))) {
+                    for key in post.keys() {
+                        self.metrics.token(&key, token.fetched_at, token.expires_at);
+                    }
+                }
+                self.metrics.fight(self.fighting);
+                let waiting = posts().filter(|post| post.refusal.is_some()).count();
+                self.metrics
+                    .retries(waiting + usize::from(self.posts.is_none() && self.questions_failures > 0));
+                drop(answer.send(self.metrics.text()));
+            }
+        }
+    }
+
+    /// How things stand, in one line, for systemd's status.
+    fn in_words(&self, now: Now) -> String {
+        let Some(posts) = &self.posts else { return "not known yet whom to ask".to_owned() };
+        let good = posts.iter().filter_map(|post| post.usable(now.wall));
+        let first = good.clone().map(|token| token.expires_at).min();
+        let ends = first.map(|end| format!(", the first until {end}")).unwrap_or_default();
+        format!("{} of {} tokens are good{ends}", good.count(), posts.len())
     }
 
     /// The earliest moment at which there is something to do.
@@ -215,9 +290,10 @@ impl Agent {
                 let (identity, question) = (self.settings.identity.clone(), post.question.clone());
                 let span = info_span!("fetch", source = %question.source);
                 let attempt = async move {
+                    let start = Instant::now();
                     let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt(identity, &question))).await;
                     let token = asked.unwrap_or_else(|_| Err(given_up()));
-                    Answer::Token(number, token)
+                    Answer::Token(number, token, start.elapsed())
                 };
                 self.attempts.spawn(attempt.instrument(span));
             }
@@ -229,12 +305,13 @@ impl Agent {
     }
 
     /// Everything is asked at the next chance.
-    fn refresh_now(&mut self, why: &str) {
-        info!(why, "refreshing now");
+    fn refresh_now(&mut self, reason: Reason) {
+        info!(reason = reason.label(), "refreshing now");
         let now = clock::both();
         self.next_questions = now.after(Duration::ZERO);
         for post in self.posts.iter_mut().flatten() {
             post.again = post.asking;
+            post.reason = reason;
             post.next = now.after(Duration::ZERO);
         }
     }
@@ -252,7 +329,7 @@ impl Agent {
         let no_questions = self.posts.is_none() && self.questions_failures > 0;
         if seen.has(Seen::CREDENTIALS) && (no_questions || self.posts.iter().flatten().any(for_want_of_them))
         {
-            self.refresh_now("credentials changed");
+            self.refresh_now(Reason::Credentials);
         }
     }
 
@@ -269,10 +346,11 @@ impl Agent {
                 error!(error = %refusal, retry_in = ?delay, "nobody can be asked yet");
                 self.next_questions = now.after(delay);
             }
-            Answer::Token(number, token) => {
+            Answer::Token(number, token, took) => {
                 if let Some(post) = self.posts.as_mut().and_then(|posts| posts.get_mut(number)) {
                     let span = info_span!("fetch", source = %post.question.source);
                     let _entered = span.enter();
+                    self.metrics.attempt(post.reason, outcome(&token), took);
                     if post.take(token, &self.daemon, now) {
                         self.wish = Some(Wish::New);
                         self.publish_not_before = None;
@@ -294,7 +372,8 @@ impl Agent {
                 }
                 None => now.after(Duration::ZERO),
             };
-            Post { question, token, next, failures: 0, asking: false, again: false, refusal: None }
+            let reason = if token.is_some() { Reason::Deadline } else { Reason::Start };
+            Post { question, token, next, failures: 0, asking: false, reason, again: false, refusal: None }
         });
         let posts: Vec<Post> = posts.collect();
         if posts.iter().any(|post| post.token.is_some()) {
@@ -327,17 +406,20 @@ impl Agent {
         let drift = self.carried.take() == Some(Wish::Drift);
         let (mut failed, mut repaired) = (false, false);
         for published in published {
-            match published.result {
-                Ok(outcome) => {
-                    if let Some(mode) = outcome.mode {
-                        self.modes.insert(published.path.clone(), mode);
-                    }
-                    if drift && outcome.effect != Effect::Unchanged {
-                        repaired = true;
-                        self.repaired(&published.path, now);
-                    }
-                }
-                Err(_) => failed = true,
+            let Ok(outcome) = published.result else {
+                self.metrics.written(Outcome::Failure);
+                failed = true;
+                continue;
+            };
+            if outcome.effect != Effect::Unchanged {
+                self.metrics.written(Outcome::Success);
+            }
+            if let Some(mode) = outcome.mode {
+                self.modes.insert(published.path.clone(), mode);
+            }
+            if drift && outcome.effect != Effect::Unchanged {
+                repaired = true;
+                self.repaired(&published.path, now);
             }
         }
         if drift && !repaired && self.fighting {
@@ -357,6 +439,7 @@ impl Agent {
     /// Another writer changed what we had published, and it is back. More than ten times in a minute is a fight, which
     /// neither side would win.
     fn repaired(&mut self, path: &Path, now: Now) {
+        self.metrics.repaired();
         self.repairs.push_back(now.boot);
         while self.repairs.front().is_some_and(|first| *first + FIGHT_TIME < now.boot) {
             self.repairs.pop_front();
@@ -419,6 +502,9 @@ impl Post {
                 tell_fetched(&Ok(token.clone()));
                 self.failures = 0;
                 self.refusal = None;
+                if !again {
+                    self.reason = Reason::Deadline;
+                }
                 let due = due(daemon, &token);
                 self.next = if again { now.after(Duration::ZERO) } else { now.until(due) };
                 debug!(next_refresh = %due, "scheduled");
@@ -427,6 +513,9 @@ impl Post {
             }
             Err(refusal) => {
                 self.failures += 1;
+                if !again {
+                    self.reason = Reason::Retry;
+                }
                 let delay = retry_delay(self.failures, fastrand::f64());
                 let failures = self.failures;
                 match self.usable(now.wall) {
@@ -444,6 +533,12 @@ impl Post {
         }
     }
 
+    /// The keys that it serves, as far as they are known.
+    fn keys(&self) -> Vec<String> {
+        let named = self.token.as_ref().and_then(|token| token.registry.clone());
+        if self.question.keys.is_empty() { named.into_iter().collect() } else { self.question.keys.clone() }
+    }
+
     /// The token, while it is good. One that is past its end is not put back where somebody replaced it.
     fn usable(&self, now: Timestamp) -> Option<&Token> {
         self.token.as_ref().filter(|token| now < token.expires_at)
@@ -453,6 +548,15 @@ impl Post {
     fn lapse(&self) -> Option<Timestamp> {
         let token = self.token.as_ref().filter(|_| self.question.source.endpoint == Endpoint::Public)?;
         self.refusal.as_ref().and_then(|_| token.expires_at.checked_sub(LAPSE).ok())
+    }
+}
+
+fn outcome(token: &Result<Token, Refusal>) -> Outcome {
+    match token {
+        Ok(_) => Outcome::Success,
+        Err(Refusal::Throttled { .. }) => Outcome::Throttled,
+        Err(refusal) if refusal.is_about_the_caller() => Outcome::Credentials,
+        Err(_) => Outcome::Failure,
     }
 }
 

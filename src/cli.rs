@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -100,6 +101,10 @@ pub struct Cli {
         value_parser = duration
     )]
     timeout: Duration,
+
+    /// Serve `/metrics`, `/healthz` and `/readyz` on this address, such as `127.0.0.1:9797`. [default: off]
+    #[arg(long, value_name = "ADDR", env = "ECR_NODE_AGENT_LISTEN", hide_env_values = true)]
+    listen: Option<Maybe<SocketAddr>>,
 
     /// Say what would change, with every secret left out, and change nothing.
     #[arg(
@@ -275,7 +280,14 @@ impl Cli {
                 }
                 let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
                 let interval = Interval { length: span(self.interval), spread: span(self.spread) };
-                Ok(Command::Run(settings, Daemon { interval, credential_files: credential_files() }))
+                Ok(Command::Run(
+                    settings,
+                    Daemon {
+                        interval,
+                        listen: self.listen.and_then(|maybe| maybe.0),
+                        credential_files: credential_files(),
+                    },
+                ))
             }
         }
     }

@@ -4,6 +4,7 @@ use crate::ecr::client::Identity;
 use crate::ecr::registry::{Registry, RoleArn};
 use crate::schedule::Interval;
 use crate::target::auth_file::AuthFile;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Settings {
 pub struct Daemon {
     /// When to refresh.
     pub interval: Interval,
+    /// Where to serve metrics and probes, if anywhere.
+    pub listen: Option<SocketAddr>,
     /// Files besides a mounted Secret that credentials come from.
     pub credential_files: Vec<PathBuf>,
 }

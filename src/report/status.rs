@@ -104,6 +104,31 @@ pub fn run(auth_files: &[AuthFile], registries: &[Registry], output: Output) -> 
     }
 }
 
+/// What is missing or expired of `keys`, in any of the files, in words. Empty where all is well.
+#[must_use]
+pub fn missing(files: &[AuthFile], keys: &[String], now: Timestamp) -> Vec<String> {
+    let mut missing = Vec::new();
+    for file in files {
+        let path = file.path.display().to_string();
+        let status = match file.read() {
+            Ok(bytes) => inspect(path.clone(), bytes.as_ref().map(|bytes| bytes.as_slice()), &[], now),
+            Err(error) => {
+                missing.push(chain(&error));
+                continue;
+            }
+        };
+        missing.extend(status.problems.iter().map(|problem| format!("{path}: {problem}")));
+        for key in keys {
+            let entry = status.registries.iter().find(|entry| entry.index == *key);
+            let state = entry.map_or(State::Missing, |entry| entry.state);
+            if state != State::Valid {
+                missing.push(format!("{path}: {key}: {}", state.word()));
+            }
+        }
+    }
+    missing
+}
+
 /// What `bytes`, read from `path`, hold for ECR. The ECR registries that are asked for are listed even if they are
 /// missing; where none is asked for, at least one must be there.
 fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestamp) -> FileStatus {

@@ -201,7 +201,7 @@ fn rotated_credentials_are_used_as_soon_as_they_are_there() {
     secret("..2", ID);
     swap("..2");
     agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
-    assert!(agent.said().contains("credentials changed"), "{}", agent.said());
+    assert!(agent.said().contains("\"reason\":\"credentials\""), "{}", agent.said());
     // With a good token, a rotation is no reason to ask.
     let calls = node.aws.count(Api::Ecr);
     secret("..3", ID);

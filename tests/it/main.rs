@@ -12,5 +12,6 @@ mod merge;
 mod needs;
 mod node;
 mod readers;
+mod serve;
 mod tidy;
 mod vectors;

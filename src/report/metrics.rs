@@ -1,0 +1,208 @@
+//! What Prometheus reads. Every metric has its line in `docs/metrics.md`.
+
+use jiff::Timestamp;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use std::time::Duration;
+
+/// The metrics, and the registry that writes them down.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    expiry: IntGaugeVec,
+    success: IntGaugeVec,
+    refreshes: IntCounterVec,
+    calls: HistogramVec,
+    writes: IntCounterVec,
+    repairs: IntCounter,
+    fighting: IntGauge,
+    retries: IntGauge,
+}
+
+/// Why ECR is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// There was no good token in place.
+    Start,
+    /// It was time.
+    Deadline,
+    /// The last try had failed.
+    Retry,
+    /// New credentials were there.
+    Credentials,
+    /// Somebody sent SIGHUP.
+    Hangup,
+}
+
+/// What became of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It worked.
+    Success,
+    /// It was throttled.
+    Throttled,
+    /// There were no usable credentials, or no region.
+    Credentials,
+    /// It failed otherwise.
+    Failure,
+}
+
+impl Reason {
+    /// Its label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Deadline => "deadline",
+            Self::Retry => "retry",
+            Self::Credentials => "credentials",
+            Self::Hangup => "hangup",
+        }
+    }
+}
+
+impl Outcome {
+    /// Its label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Throttled => "throttled",
+            Self::Credentials => "credentials",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// From a call inside a region to one that is given up.
+const BUCKETS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+impl Metrics {
+    /// All metrics, at zero.
+    ///
+    /// # Errors
+    /// When a name is none, or stands twice: what a test finds.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let named = |name: &str, help: &str| Opts::new(format!("ecr_node_agent_{name}"), help);
+        let gauges = |name, help| IntGaugeVec::new(named(name, help), &["registry"]);
+        let metrics = Self {
+            registry: Registry::new(),
+            expiry: gauges(
+                "token_expiry_timestamp_seconds",
+                "When the token in place for this registry ends, in seconds since 1970.",
+            )?,
+            success: gauges(
+                "last_success_timestamp_seconds",
+                "When ECR last handed out a token for this registry, in seconds since 1970.",
+            )?,
+            refreshes: IntCounterVec::new(
+                named("refreshes_total", "Attempts to fetch a token, by reason and result."),
+                &["reason", "result"],
+            )?,
+            calls: HistogramVec::new(
+                HistogramOpts::from(named(
+                    "ecr_call_duration_seconds",
+                    "How long an attempt took, from finding credentials to the answer.",
+                ))
+                .buckets(BUCKETS.to_vec()),
+                &["result"],
+            )?,
+            writes: IntCounterVec::new(
+                named("auth_file_writes_total", "Changes of auth files, by result."),
+                &["result"],
+            )?,
+            repairs: IntCounter::with_opts(named(
+                "drift_repairs_total",
+                "How often another program had changed an auth file, and it was repaired.",
+            ))?,
+            fighting: IntGauge::with_opts(named(
+                "drift_fight",
+                "1 while another program keeps changing an auth file, and repairs are slowed down.",
+            ))?,
+            retries: IntGauge::with_opts(named(
+                "retries_pending",
+                "Sources whose last attempt failed, and which wait for the next one.",
+            ))?,
+        };
+        let build = IntGauge::with_opts(
+            named("build_info", "1, with the program's version.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build.set(1);
+        let registry = &metrics.registry;
+        registry.register(Box::new(build))?;
+        registry.register(Box::new(metrics.expiry.clone()))?;
+        registry.register(Box::new(metrics.success.clone()))?;
+        registry.register(Box::new(metrics.refreshes.clone()))?;
+        registry.register(Box::new(metrics.calls.clone()))?;
+        registry.register(Box::new(metrics.writes.clone()))?;
+        registry.register(Box::new(metrics.repairs.clone()))?;
+        registry.register(Box::new(metrics.fighting.clone()))?;
+        registry.register(Box::new(metrics.retries.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A token was handed out for a registry.
+    pub fn token(&self, registry: &str, fetched_at: Timestamp, expires_at: Timestamp) {
+        self.expiry.with_label_values(&[registry]).set(expires_at.as_second());
+        self.success.with_label_values(&[registry]).set(fetched_at.as_second());
+    }
+
+    /// An attempt ended.
+    pub fn attempt(&self, reason: Reason, result: Outcome, took: Duration) {
+        self.refreshes.with_label_values(&[reason.label(), result.label()]).inc();
+        self.calls.with_label_values(&[result.label()]).observe(took.as_secs_f64());
+    }
+
+    /// An auth file was changed, or could not be.
+    pub fn written(&self, result: Outcome) {
+        self.writes.with_label_values(&[result.label()]).inc();
+    }
+
+    /// Drift was repaired.
+    pub fn repaired(&self) {
+        self.repairs.inc();
+    }
+
+    /// Whether there is a fight with another writer.
+    pub fn fight(&self, fighting: bool) {
+        self.fighting.set(i64::from(fighting));
+    }
+
+    /// How many sources wait after a failure.
+    pub fn retries(&self, pending: usize) {
+        self.retries.set(i64::try_from(pending).unwrap_or(i64::MAX));
+    }
+
+    /// All of it in Prometheus' text format, for `/metrics`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        // What was registered can be written.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_written_down() {
+        let metrics = Metrics::new().unwrap();
+        metrics.token("registry.example", Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        for reason in [Reason::Start, Reason::Deadline, Reason::Retry, Reason::Credentials, Reason::Hangup] {
+            metrics.attempt(reason, Outcome::Success, Duration::from_millis(1));
+        }
+        metrics.written(Outcome::Failure);
+        let docs = include_str!("../../docs/metrics.md");
+        let text = metrics.text();
+        let names: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(names.len(), 9, "{text}");
+        for name in names {
+            assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+        }
+    }
+}
