@@ -15,7 +15,7 @@ use crate::report::ending::{Ending, failed};
 use crate::report::metrics::{Metrics, Outcome, Reason};
 use crate::report::serve::{Query, serve};
 use crate::report::supervisor;
-use crate::schedule::{Life, retry_delay};
+use crate::schedule::{Life, retry_delay, throttled_delay};
 use crate::settings::{Daemon, Settings};
 use crate::target::auth_file::{AuthFile, Effect, Manner};
 use crate::trigger::signal::{Asked, Signals};
@@ -137,6 +137,8 @@ struct Post {
     token: Option<Token>,
     next: Deadline,
     failures: u32,
+    /// When, by the time since boot, it was first throttled without a token to live on.
+    throttled_since: Option<Duration>,
     asking: bool,
     /// Why it is asked next.
     reason: Reason,
@@ -373,7 +375,7 @@ impl Agent {
                 None => now.after(Duration::ZERO),
             };
             let reason = if token.is_some() { Reason::Deadline } else { Reason::Start };
-            Post { question, token, next, failures: 0, asking: false, reason, again: false, refusal: None }
+            Post { question, token, next, failures: 0, throttled_since: None, asking: false, reason, again: false, refusal: None }
         });
         let posts: Vec<Post> = posts.collect();
         if posts.iter().any(|post| post.token.is_some()) {
@@ -501,6 +503,7 @@ impl Post {
             Ok(token) => {
                 tell_fetched(&Ok(token.clone()));
                 self.failures = 0;
+                self.throttled_since = None;
                 self.refusal = None;
                 if !again {
                     self.reason = Reason::Deadline;
@@ -516,7 +519,7 @@ impl Post {
                 if !again {
                     self.reason = Reason::Retry;
                 }
-                let delay = retry_delay(self.failures, fastrand::f64());
+                let delay = self.delay(&refusal, now);
                 let failures = self.failures;
                 match self.usable(now.wall) {
                     Some(token) => {
@@ -531,6 +534,18 @@ impl Post {
                 false
             }
         }
+    }
+
+    /// How long to wait after a failure.
+    fn delay(&mut self, refusal: &Refusal, now: Now) -> Duration {
+        if !matches!(refusal, Refusal::Throttled { .. }) {
+            return retry_delay(self.failures, fastrand::f64());
+        }
+        let left = self.usable(now.wall).map(|token| token.expires_at.duration_since(now.wall));
+        let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
+        // While there is a token to live on, the time until its end counts, and not how long others have waited.
+        let first = if left.is_zero() { *self.throttled_since.get_or_insert(now.boot) } else { now.boot };
+        throttled_delay(now.boot.saturating_sub(first), left, fastrand::f64())
     }
 
     /// The keys that it serves, as far as they are known.

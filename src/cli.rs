@@ -173,6 +173,8 @@ pub enum Command {
         auth_files: Vec<AuthFile>,
         /// The registries that must be there.
         registries: Vec<Registry>,
+        /// When the agent refreshes, as far as these settings are the agent's too.
+        interval: Interval,
         /// How to tell.
         output: Output,
     },
@@ -248,8 +250,12 @@ impl Cli {
         if self.once && self.command.is_some() {
             return Err(UsageError::OnceAndSubcommand);
         }
+        let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        let interval = Interval { length: span(self.interval), spread: span(self.spread) };
         match self.command {
-            Some(Subcommands::Status { output }) => Ok(Command::Status { auth_files, registries, output }),
+            Some(Subcommands::Status { output }) => {
+                Ok(Command::Status { auth_files, registries, interval, output })
+            }
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
             None => {
                 check_endpoints()?;
@@ -278,8 +284,6 @@ impl Cli {
                 if self.interval.is_zero() {
                     return Err(UsageError::NoInterval);
                 }
-                let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
-                let interval = Interval { length: span(self.interval), spread: span(self.spread) };
                 Ok(Command::Run(
                     settings,
                     Daemon {

@@ -24,7 +24,9 @@ pub fn run(command: Command) -> Ending {
             let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
             told(&round, dry_run)
         }
-        Command::Status { auth_files, registries, output } => status::run(&auth_files, &registries, output),
+        Command::Status { auth_files, registries, interval, output } => {
+            status::run(&auth_files, &registries, interval, output)
+        }
     };
     // Whatever is under way still has had its time.
     runtime.shutdown_background();

@@ -7,6 +7,7 @@ use crate::docker_config::key::{index_key, shown};
 use crate::docker_config::ledger::Record;
 use crate::ecr::registry::{Registry, is_ecr_host};
 use crate::refresh::Round;
+use crate::schedule::{Interval, Life};
 use crate::target::auth_file::{AuthFile, Effect, Note};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
@@ -46,6 +47,9 @@ pub struct EntryStatus {
     expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fetched_at: Option<Timestamp>,
+    /// When an agent with the default or the given interval replaces it at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_by: Option<Timestamp>,
     /// Region, kind of endpoint and role that its token came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
@@ -77,7 +81,7 @@ impl State {
 }
 
 /// Prints what the auth files hold, and says whether that is enough.
-pub fn run(auth_files: &[AuthFile], registries: &[Registry], output: Output) -> Ending {
+pub fn run(auth_files: &[AuthFile], registries: &[Registry], interval: Interval, output: Output) -> Ending {
     let now = clock::now();
     let mut unreadable = None;
     let mut files = Vec::new();
@@ -90,6 +94,9 @@ pub fn run(auth_files: &[AuthFile], registries: &[Registry], output: Output) -> 
                 FileStatus { path, problems: vec![chain(&error)], registries: Vec::new() }
             }
         });
+    }
+    for entry in files.iter_mut().flat_map(|file| &mut file.registries) {
+        entry.refresh_by = entry.life().map(|life| life.due(interval, 0.0));
     }
     let healthy = files.iter().all(FileStatus::is_healthy);
     let printed = match output {
@@ -172,6 +179,7 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             ours: record.is_some(),
             expires_at: record.map(|record| record.expires_at),
             fetched_at: record.map(|record| record.fetched_at),
+            refresh_by: None,
             source: record.map(|record| record.source.clone()),
         });
     }
@@ -191,6 +199,7 @@ impl FileStatus {
                     ours: false,
                     expires_at: None,
                     fetched_at: None,
+                    refresh_by: None,
                     source: None,
                 });
             }
@@ -219,7 +228,8 @@ fn print_text(out: &mut impl Write, files: &[FileStatus], now: Timestamp) -> io:
             writeln!(out, "  no entry for ECR")?;
             continue;
         }
-        let mut rows = vec![["REGISTRY", "STATE", "EXPIRES", "WRITTEN BY", "SOURCE"].map(str::to_owned)];
+        let mut rows =
+            vec![["REGISTRY", "STATE", "EXPIRES", "REFRESH BY", "WRITTEN BY", "SOURCE"].map(str::to_owned)];
         rows.extend(file.registries.iter().map(|entry| entry.row(now)));
         let widths: Vec<usize> = (0..5)
             .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
@@ -234,16 +244,21 @@ fn print_text(out: &mut impl Write, files: &[FileStatus], now: Timestamp) -> io:
 }
 
 impl EntryStatus {
-    fn row(&self, now: Timestamp) -> [String; 5] {
+    fn life(&self) -> Option<Life> {
+        Some(Life { fetched_at: self.fetched_at?, expires_at: self.expires_at? })
+    }
+
+    fn row(&self, now: Timestamp) -> [String; 6] {
         let expires =
             self.expires_at.map_or_else(|| "-".to_owned(), |at| format!("{at} ({})", relative(at, now)));
+        let refresh = self.refresh_by.map_or_else(|| "-".to_owned(), |at| relative(at, now));
         let by = match (self.ours, self.state) {
             (true, _) => "ecr-node-agent",
             (false, State::Missing) => "-",
             (false, _) => "somebody else",
         };
         let source = self.source.clone().unwrap_or_else(|| "-".to_owned());
-        [self.registry.clone(), self.state.word().to_owned(), expires, by.to_owned(), source]
+        [self.registry.clone(), self.state.word().to_owned(), expires, refresh, by.to_owned(), source]
     }
 }
 

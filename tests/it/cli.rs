@@ -116,6 +116,14 @@ fn status_tells_what_is_there_and_until_when() {
     );
     assert_eq!(entry["expires_at"], node.document()["ecr-node-agent"]["entries"][HOST]["expiresAt"]);
 
+    let refresh_by: jiff::Timestamp = entry["refresh_by"].as_str().unwrap().parse().unwrap();
+    let fetched_at: jiff::Timestamp = entry["fetched_at"].as_str().unwrap().parse().unwrap();
+    assert_eq!(refresh_by.duration_since(fetched_at), jiff::SignedDuration::from_hours(11));
+    let auth_file = node.auth_file();
+    let sooner = ["--interval", "5h", "status", "--auth-file", auth_file.to_str().unwrap()];
+    let table = node.run(&sooner).expect(0, &["REFRESH BY"]);
+    assert!(table.out.contains("in 5h") || table.out.contains("in 4h 59m"), "{}", table.out);
+
     // One that is asked for and not there.
     let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
     status(&node, &["--registry", HOST, "--registry", other]).expect(1, &["missing", other]);

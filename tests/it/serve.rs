@@ -35,7 +35,7 @@ fn raw(address: &str, request: &str) -> (u16, String) {
 #[test]
 fn metrics_and_probes_tell_how_things_stand() {
     let node = Node::new();
-    node.aws.fail(Api::Ecr, Fault::Throttle, Times::Always);
+    node.aws.fail(Api::Ecr, Fault::InternalError, Times::Always);
     let agent = node.start(&["--listen", "127.0.0.1:0"]);
     let address = address(&agent);
     assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
@@ -44,7 +44,7 @@ fn metrics_and_probes_tell_how_things_stand() {
     let (status, metrics) = get(&address, "/metrics");
     assert_eq!(status, 200);
     assert!(
-        metrics.contains("ecr_node_agent_refreshes_total{reason=\"start\",result=\"throttled\"} 1"),
+        metrics.contains("ecr_node_agent_refreshes_total{reason=\"start\",result=\"failure\"} 1"),
         "{metrics}"
     );
     assert!(metrics.contains("ecr_node_agent_retries_pending 1"), "{metrics}");
