@@ -596,7 +596,7 @@ fn given_up() -> Refusal {
 
 fn due(daemon: &Daemon, token: &Token) -> Timestamp {
     let life = Life { fetched_at: token.fetched_at, expires_at: token.expires_at };
-    life.due(daemon.interval, fastrand::f64())
+    daemon.rule.due(life, fastrand::f64())
 }
 
 /// The token that a file holds for a question, where it is marked as ours, from this source, and good.

@@ -1,13 +1,15 @@
 //! The command line: every option, its variable and its default, and what they mean together.
 
+use crate::clock;
 use crate::ecr::client::{Identity, is_endpoint};
 use crate::ecr::http::Trust;
 use crate::ecr::registry::{Region, Registry, RoleArn};
 use crate::report::logging::{self, LogFormat};
 use crate::report::status::Output;
 use crate::schedule::Interval;
-use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Settings};
+use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Rule, Settings};
 use crate::target::auth_file::AuthFile;
+use crate::trigger::cron::{ParseScheduleError, Schedule};
 use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand};
 use jiff::SignedDuration;
@@ -79,6 +81,12 @@ pub struct Cli {
         value_parser = duration
     )]
     interval: Duration,
+
+    /// Cron expression instead of the interval, with five or six fields, such as `0 */6 * * *`; UTC, or as in
+    /// `TZ=Europe/Berlin 0 6,14,22 * * *`. However seldom it comes, a token is replaced 30 minutes before its end at the
+    /// latest.
+    #[arg(long, value_name = "CRON", env = "ECR_NODE_AGENT_SCHEDULE", hide_env_values = true)]
+    schedule: Option<Maybe<Schedule>>,
 
     /// Each refresh comes up to this much early, at random, so that a fleet does not call in step.
     #[arg(
@@ -174,7 +182,7 @@ pub enum Command {
         /// The registries that must be there.
         registries: Vec<Registry>,
         /// When the agent refreshes, as far as these settings are the agent's too.
-        interval: Interval,
+        rule: Rule,
         /// How to tell.
         output: Output,
     },
@@ -195,6 +203,8 @@ pub enum UsageError {
     OnceAndSubcommand,
     #[error("{variable} is {}: expected a URL such as `https://HOST`", if value.is_empty() { "empty" } else { "no URL" })]
     Endpoint { variable: &'static str, value: String },
+    #[error("--schedule: {0}")]
+    Schedule(ParseScheduleError),
     #[error("--interval 0s would ask ECR without end")]
     NoInterval,
     #[error("{option} {} is relative, and the agent's working directory means nothing to the kubelet", path.display())]
@@ -252,9 +262,16 @@ impl Cli {
         }
         let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
         let interval = Interval { length: span(self.interval), spread: span(self.spread) };
+        let rule = match self.schedule.and_then(|maybe| maybe.0) {
+            Some(schedule) => {
+                schedule.check(clock::now()).map_err(UsageError::Schedule)?;
+                Rule::Schedule(schedule, interval.spread)
+            }
+            None => Rule::Interval(interval),
+        };
         match self.command {
             Some(Subcommands::Status { output }) => {
-                Ok(Command::Status { auth_files, registries, interval, output })
+                Ok(Command::Status { auth_files, registries, rule, output })
             }
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
             None => {
@@ -287,7 +304,7 @@ impl Cli {
                 Ok(Command::Run(
                     settings,
                     Daemon {
-                        interval,
+                        rule,
                         listen: self.listen.and_then(|maybe| maybe.0),
                         credential_files: credential_files(),
                     },

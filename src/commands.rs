@@ -24,8 +24,8 @@ pub fn run(command: Command) -> Ending {
             let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
             told(&round, dry_run)
         }
-        Command::Status { auth_files, registries, interval, output } => {
-            status::run(&auth_files, &registries, interval, output)
+        Command::Status { auth_files, registries, rule, output } => {
+            status::run(&auth_files, &registries, &rule, output)
         }
     };
     // Whatever is under way still has had its time.

@@ -2,8 +2,10 @@
 
 use crate::ecr::client::Identity;
 use crate::ecr::registry::{Registry, RoleArn};
-use crate::schedule::Interval;
+use crate::schedule::{Interval, Life};
 use crate::target::auth_file::AuthFile;
+use crate::trigger::cron::Schedule;
+use jiff::{SignedDuration, Timestamp};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,9 +34,56 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Daemon {
     /// When to refresh.
-    pub interval: Interval,
+    pub rule: Rule,
     /// Where to serve metrics and probes, if anywhere.
     pub listen: Option<SocketAddr>,
     /// Files besides a mounted Secret that credentials come from.
     pub credential_files: Vec<PathBuf>,
+}
+
+/// When to refresh.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    /// So long after the last time.
+    Interval(Interval),
+    /// At these times, each up to so much earlier.
+    Schedule(Schedule, SignedDuration),
+}
+
+impl Rule {
+    /// When a token of this life is to be replaced. `random` is uniform in `0.0..1.0`.
+    #[must_use]
+    pub fn due(&self, life: Life, random: f64) -> Timestamp {
+        match self {
+            Self::Interval(interval) => life.due(*interval, random),
+            Self::Schedule(schedule, spread) => {
+                // A refresh that came early must not come a second time.
+                let served = life.fetched_at.checked_add(*spread).unwrap_or(Timestamp::MAX);
+                life.spread(schedule.next(served).unwrap_or(Timestamp::MAX), *spread, random)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_names_the_next_time_and_never_one_that_was_served_early() {
+        let rule = Rule::Schedule("0 */6 * * *".parse().unwrap(), SignedDuration::from_mins(30));
+        let at = |text: &str| -> Timestamp { text.parse().unwrap() };
+        let cases = [
+            // fetched, random, due
+            ("2026-11-23T10:00:00Z", 0.0, "2026-11-23T12:00:00Z"),
+            ("2026-11-23T10:00:00Z", 1.0, "2026-11-23T11:30:00Z"),
+            ("2026-11-23T11:30:00Z", 0.0, "2026-11-23T18:00:00Z"),
+            ("2026-11-23T11:59:00Z", 0.0, "2026-11-23T18:00:00Z"),
+        ];
+        for (fetched, random, due) in cases {
+            let fetched_at = at(fetched);
+            let life = Life { fetched_at, expires_at: fetched_at + SignedDuration::from_hours(12) };
+            assert_eq!(rule.due(life, random), at(due), "fetched {fetched}, random {random}");
+        }
+    }
 }

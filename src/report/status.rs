@@ -7,7 +7,8 @@ use crate::docker_config::key::{index_key, shown};
 use crate::docker_config::ledger::Record;
 use crate::ecr::registry::{Registry, is_ecr_host};
 use crate::refresh::Round;
-use crate::schedule::{Interval, Life};
+use crate::schedule::Life;
+use crate::settings::Rule;
 use crate::target::auth_file::{AuthFile, Effect, Note};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
@@ -81,7 +82,7 @@ impl State {
 }
 
 /// Prints what the auth files hold, and says whether that is enough.
-pub fn run(auth_files: &[AuthFile], registries: &[Registry], interval: Interval, output: Output) -> Ending {
+pub fn run(auth_files: &[AuthFile], registries: &[Registry], rule: &Rule, output: Output) -> Ending {
     let now = clock::now();
     let mut unreadable = None;
     let mut files = Vec::new();
@@ -96,7 +97,7 @@ pub fn run(auth_files: &[AuthFile], registries: &[Registry], interval: Interval,
         });
     }
     for entry in files.iter_mut().flat_map(|file| &mut file.registries) {
-        entry.refresh_by = entry.life().map(|life| life.due(interval, 0.0));
+        entry.refresh_by = entry.life().map(|life| rule.due(life, 0.0));
     }
     let healthy = files.iter().all(FileStatus::is_healthy);
     let printed = match output {

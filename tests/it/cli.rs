@@ -9,8 +9,11 @@ use std::path::Path;
 
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
-    let cases: [(&[&str], &str); 29] = [
+    let cases: [(&[&str], &str); 32] = [
         (&["--once", "status"], "--once and a subcommand cannot both be meant"),
+        (&["--schedule", "hourly"], "`hourly` is no cron expression"),
+        (&["--schedule", "TZ=Mars 0 * * * *"], "`Mars` is no time zone"),
+        (&["--schedule", "0 6 * * *"], "a token lives for 12 hours"),
         (&["--interval", "0s"], "--interval 0s would ask ECR without end"),
         (&["--once", "--auth-file", "config.json"], "is relative"),
         (&["--once", "--auth-file", "/a", "--auth-file", "/a"], "is given twice"),

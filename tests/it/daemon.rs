@@ -304,3 +304,11 @@ fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
         assert_eq!(node.names(), ["config.json"], "round {round}");
     }
 }
+
+#[test]
+fn a_schedule_takes_the_place_of_the_interval() {
+    let node = Node::new();
+    let agent = node.start(&["--schedule", "*/2 * * * * *", "--spread", "0s"]);
+    agent.wait_for("fetched an authorization token", 3);
+    agent.stop().expect(0, &[]);
+}
