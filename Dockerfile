@@ -21,7 +21,7 @@ COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
 RUN mkdir -p src benches tests/ecr-emulator/src \
     && echo '//! Empty.' >src/lib.rs \
     && echo '//! Empty.' >tests/ecr-emulator/src/lib.rs \
-    && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs >benches/refresh.rs \
+    && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs benches/idle.rs >benches/refresh.rs \
     && cargo build --package ecr-node-agent --bin ecr-node-agent --release --locked
 
 COPY src src
