@@ -11,6 +11,8 @@ pub enum Need {
     Root,
     /// `strace`, allowed to trace.
     Strace,
+    /// `promtool`, of Prometheus.
+    Promtool,
     /// Mounts in a namespace of their own (`unshare`, root).
     Mounts,
     /// Extended attributes in `security.`, on the file system of the temporary directory.
@@ -39,6 +41,7 @@ impl Need {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
+            Self::Promtool => works("promtool", &["--version"]),
             Self::Mounts => {
                 Self::Root.is_here()
                     && works(

@@ -1,10 +1,12 @@
 //! `--listen`: metrics and probes, through the program.
 
+use crate::needs::{Need, all_here};
 use crate::node::{HOST, Node, Running};
 use ecr_emulator::{Api, Fault, Times};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// The address that the agent says it serves on.
@@ -74,6 +76,29 @@ fn metrics_and_probes_tell_how_things_stand() {
     assert!(get(&address, "/metrics").1.contains("ecr_node_agent_drift_repairs_total 1"));
     assert_eq!(get(&address, "/").0, 404);
     assert_eq!(raw(&address, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").0, 405);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn prometheus_finds_nothing_to_complain_of() {
+    if !all_here(&[Need::Promtool]) {
+        return;
+    }
+    let node = Node::new();
+    let agent = node.start(&["--listen", "127.0.0.1:0"]);
+    let address = address(&agent);
+    agent.wait("ready", || get(&address, "/readyz").0 == 200);
+    let mut check = Command::new("promtool");
+    check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().unwrap();
+    check.stdin.take().unwrap().write_all(get(&address, "/metrics").1.as_bytes()).unwrap();
+    let said = check.wait_with_output().unwrap();
+    assert!(
+        said.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&said.stdout),
+        String::from_utf8_lossy(&said.stderr)
+    );
     agent.stop().expect(0, &[]);
 }
 
