@@ -23,6 +23,7 @@ use crate::trigger::timer::{Deadline, Now, Timer};
 use crate::trigger::watch::{Interests, Seen, Watch};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -39,17 +40,28 @@ const BLIND: Duration = Duration::from_mins(1);
 /// So many repairs within [`FIGHT_TIME`] are a fight with another writer, and from then on there is one in that time.
 const FIGHT: usize = 10;
 const FIGHT_TIME: Duration = Duration::from_mins(1);
+/// Credentials that change are tried no more often than this.
+const CREDENTIALS_PAUSE: Duration = Duration::from_secs(10);
+/// No source is asked more often than this, whoever sends signals, and however short the interval.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+/// Files that change without drift are not looked at more often than this.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// A watch that breaks again and again is not set up more often than this.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until it is asked to stop.
 pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
+    // First of all: as process 1 of a container, a signal that nobody listens to is lost.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
     // Made anew for every attempt, so that renewed certificates count and nothing is kept meanwhile.
     if let Err(error) = Ecr::new(settings.identity.clone()) {
         return failed(&error, Ending::Usage);
     }
-    let (timer, mut signals) = match Timer::new().and_then(|timer| Ok((timer, Signals::listen()?))) {
-        Ok(both) => both,
+    let timer = match Timer::new() {
+        Ok(timer) => timer,
         Err(error) => return failed(&error, Ending::Unexpected),
     };
     let (queries, mut asked) = mpsc::channel(8);
@@ -122,7 +134,7 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
     if !agent.publishing.is_empty() {
         tokio::select! {
             // What is killed here leaves the old file or the new one, and the next start cleans up.
-            _ = signals.next() => warn!("asked again: a replacement under way was given up"),
+            () = signals.stop() => warn!("asked again: a replacement under way was given up"),
             ended = tokio::time::timeout(GRACE, agent.publishing.join_next()) => if ended.is_err() {
                 warn!("a replacement under way took too long, and was given up");
             },
@@ -142,6 +154,8 @@ struct Post {
     asking: bool,
     /// Why it is asked next.
     reason: Reason,
+    /// When it was asked last, by the time since boot.
+    asked_at: Option<Duration>,
     /// Somebody wanted a refresh while one was under way.
     again: bool,
     refusal: Option<Refusal>,
@@ -150,7 +164,7 @@ struct Post {
 /// What an attempt came to.
 enum Answer {
     Questions(Result<Vec<Question>, Refusal>),
-    Token(usize, Result<Token, Refusal>, Duration),
+    Token(usize, Reason, Result<Token, Refusal>, Duration),
 }
 
 /// Why a publish is wanted. The last one says most.
@@ -182,6 +196,11 @@ struct Agent {
     repairs: VecDeque<Duration>,
     fighting: bool,
     blind: bool,
+    credentials_tried: Option<Duration>,
+    /// What the last whole publish put in place: key, start and end.
+    in_place: Vec<(String, Timestamp, Timestamp)>,
+    carried_tokens: Vec<(String, Timestamp, Timestamp)>,
+    watched: Vec<(PathBuf, OsString)>,
     watch: Option<Watch>,
     watch_again: Option<Deadline>,
 }
@@ -207,6 +226,10 @@ impl Agent {
             repairs: VecDeque::new(),
             fighting: false,
             blind: false,
+            credentials_tried: None,
+            in_place: Vec::new(),
+            carried_tokens: Vec::new(),
+            watched: Vec::new(),
             watch: None,
             watch_again: None,
         }
@@ -217,23 +240,26 @@ impl Agent {
         // Who asked may be gone by now.
         match query {
             Query::Alive(answer) => drop(answer.send(())),
-            Query::Keys(answer) => drop(
-                answer.send(self.posts.as_ref().map(|posts| posts.iter().flat_map(Post::keys).collect())),
-            ),
+            Query::Keys(answer) => drop(answer.send(self.keys())),
             Query::Metrics(answer) => {
                 let posts = || self.posts.iter().flatten();
-                for (post, token) in posts().filter_map(|post| Some((post, post.token.as_ref()?))) {
-                    for key in post.keys() {
-                        self.metrics.token(&key, token.fetched_at, token.expires_at);
-                    }
-                }
+                let tokens = self.in_place.iter();
+                self.metrics.tokens(
+                    tokens.map(|(key, fetched_at, expires_at)| (key.as_str(), *fetched_at, *expires_at)),
+                );
                 self.metrics.fight(self.fighting);
                 let waiting = posts().filter(|post| post.refusal.is_some()).count();
-                self.metrics
-                    .retries(waiting + usize::from(self.posts.is_none() && self.questions_failures > 0));
+                let questions = usize::from(self.posts.is_none() && self.questions_failures > 0);
+                self.metrics.retries(waiting + questions + usize::from(self.publish_failures > 0));
                 drop(answer.send(self.metrics.text()));
             }
         }
+    }
+
+    /// The keys that must be in the files, or `None` while one of them is not known.
+    fn keys(&self) -> Option<Vec<String>> {
+        let keys: Vec<Vec<String>> = self.posts.as_ref()?.iter().map(Post::keys).collect();
+        keys.iter().all(|keys| !keys.is_empty()).then(|| keys.concat())
     }
 
     /// How things stand, in one line, for systemd's status.
@@ -275,6 +301,8 @@ impl Agent {
         if self.watch_again.is_some_and(|again| now.is_past(again)) {
             self.look_around(now);
             self.wish = self.wish.max(Some(Wish::Drift));
+            // Nobody saw what changed meanwhile.
+            self.credentials_changed(now);
         }
         if self.posts.is_none() && !self.asking_questions && now.is_past(self.next_questions) {
             self.asking_questions = true;
@@ -289,13 +317,15 @@ impl Agent {
             lapsed |= post.lapse().is_some_and(|lapse| lapse <= now.wall) && post.token.take().is_some();
             if !post.asking && now.is_past(post.next) {
                 post.asking = true;
+                post.asked_at = Some(now.boot);
+                let reason = post.reason;
                 let (identity, question) = (self.settings.identity.clone(), post.question.clone());
                 let span = info_span!("fetch", source = %question.source);
                 let attempt = async move {
                     let start = Instant::now();
                     let asked = tokio::time::timeout(ATTEMPT, Box::pin(attempt(identity, &question))).await;
                     let token = asked.unwrap_or_else(|_| Err(given_up()));
-                    Answer::Token(number, token, start.elapsed())
+                    Answer::Token(number, reason, token, start.elapsed())
                 };
                 self.attempts.spawn(attempt.instrument(span));
             }
@@ -314,24 +344,48 @@ impl Agent {
         for post in self.posts.iter_mut().flatten() {
             post.again = post.asking;
             post.reason = reason;
-            post.next = now.after(Duration::ZERO);
+            post.next = now.after(post.pause(now));
         }
     }
 
     fn seen(&mut self, seen: Seen, now: Now) {
         if seen.has(Seen::AUTH_FILE) {
             self.wish = self.wish.max(Some(Wish::Drift));
+            // What holds one file up is no reason to leave another as it is.
+            if !self.fighting && self.publish_failures > 0 {
+                self.publish_not_before = None;
+            }
         }
         if seen.has(Seen::BROKEN) {
             self.watch = None;
             self.watch_again = Some(now.after(WATCH_PAUSE));
         }
-        // Credentials are read anew for every attempt, so there is nothing to forget.
-        let for_want_of_them = |post: &Post| post.refusal.as_ref().is_some_and(Refusal::is_about_the_caller);
-        let no_questions = self.posts.is_none() && self.questions_failures > 0;
-        if seen.has(Seen::CREDENTIALS) && (no_questions || self.posts.iter().flatten().any(for_want_of_them))
-        {
-            self.refresh_now(Reason::Credentials);
+        if seen.has(Seen::CREDENTIALS) {
+            self.credentials_changed(now);
+        }
+    }
+
+    /// New credentials may be there. They are read anew for every attempt, so there is nothing to forget, and nothing to do
+    /// unless somebody waits for them. Not more often than every ten seconds: what finds the credentials may touch the very
+    /// files that are watched.
+    fn credentials_changed(&mut self, now: Now) {
+        let last = self.credentials_tried.map_or(Duration::ZERO, |last| last + CREDENTIALS_PAUSE);
+        let next = now.after(last.saturating_sub(now.boot));
+        let mut waited_for = false;
+        if self.posts.is_none() && self.questions_failures > 0 {
+            self.next_questions = self.next_questions.earlier(next);
+            waited_for = true;
+        }
+        for post in self.posts.iter_mut().flatten() {
+            if !post.asking && post.refusal.as_ref().is_some_and(Refusal::is_about_the_caller) {
+                post.reason = Reason::Credentials;
+                post.next = post.next.earlier(next);
+                waited_for = true;
+            }
+        }
+        if waited_for {
+            info!(reason = Reason::Credentials.label(), "refreshing now");
+            self.credentials_tried = Some(next.boot);
         }
     }
 
@@ -348,11 +402,11 @@ impl Agent {
                 error!(error = %refusal, retry_in = ?delay, "nobody can be asked yet");
                 self.next_questions = now.after(delay);
             }
-            Answer::Token(number, token, took) => {
+            Answer::Token(number, reason, token, took) => {
                 if let Some(post) = self.posts.as_mut().and_then(|posts| posts.get_mut(number)) {
                     let span = info_span!("fetch", source = %post.question.source);
                     let _entered = span.enter();
-                    self.metrics.attempt(post.reason, outcome(&token), took);
+                    self.metrics.attempt(reason, outcome(&token), took);
                     if post.take(token, &self.daemon, now) {
                         self.wish = Some(Wish::New);
                         self.publish_not_before = None;
@@ -365,7 +419,9 @@ impl Agent {
     /// Begins with what the files remember: a token of ours that is good is not asked for again.
     fn adopt(&mut self, questions: Vec<Question>, now: Now) {
         let posts = questions.into_iter().map(|question| {
-            let token = self.settings.auth_files.iter().find_map(|file| remembered(file, &question, now.wall));
+            let files = self.settings.auth_files.iter();
+            let tokens = files.filter_map(|file| remembered(file, &question, now.wall));
+            let token = tokens.max_by_key(|token| token.expires_at);
             let next = match &token {
                 Some(token) => {
                     let due = due(&self.daemon, token);
@@ -375,7 +431,9 @@ impl Agent {
                 None => now.after(Duration::ZERO),
             };
             let reason = if token.is_some() { Reason::Deadline } else { Reason::Start };
-            Post { question, token, next, failures: 0, throttled_since: None, asking: false, reason, again: false, refusal: None }
+            Post { question, token, next, failures: 0, throttled_since: None,
+                asked_at: None,
+                asking: false, reason, again: false, refusal: None }
         });
         let posts: Vec<Post> = posts.collect();
         if posts.iter().any(|post| post.token.is_some()) {
@@ -395,6 +453,9 @@ impl Agent {
             return;
         }
         self.carried = Some(wish);
+        let tokens = wanted.entries.iter();
+        self.carried_tokens =
+            tokens.map(|(key, entry)| (key.clone(), entry.fetched_at, entry.expires_at)).collect();
         let (files, modes) = (self.settings.auth_files.clone(), self.modes.clone());
         let now = now.wall;
         let publish = move |file: &AuthFile| {
@@ -406,6 +467,7 @@ impl Agent {
 
     fn published(&mut self, published: Vec<Published>, now: Now) {
         let drift = self.carried.take() == Some(Wish::Drift);
+        let new_meanwhile = self.wish == Some(Wish::New);
         let (mut failed, mut repaired) = (false, false);
         for published in published {
             let Ok(outcome) = published.result else {
@@ -435,7 +497,38 @@ impl Agent {
             self.publish_not_before = Some(now.after(delay));
         } else {
             self.publish_failures = 0;
+            self.put_in_place(now);
         }
+        // What came meanwhile is new, and held up by nothing.
+        if new_meanwhile {
+            self.publish_not_before = None;
+        } else if drift && !repaired && self.publish_not_before.is_none() {
+            self.publish_not_before = Some(now.after(LOOK_PAUSE));
+        }
+        // A link that leads elsewhere now, or a file that has become one.
+        if self.watch.is_some() && self.places() != self.watched {
+            self.look_around(now);
+        }
+    }
+
+    /// Every file holds now what was carried to it. An entry that was kept, since its renewal failed, is in place still.
+    fn put_in_place(&mut self, now: Now) {
+        let carried = std::mem::take(&mut self.carried_tokens);
+        let asked: Vec<String> = self
+            .posts
+            .iter()
+            .flatten()
+            .filter(|post| post.lapse().is_none_or(|lapse| lapse > now.wall))
+            .flat_map(Post::keys)
+            .collect();
+        self.in_place
+            .retain(|(key, ..)| asked.contains(key) && !carried.iter().any(|(other, ..)| other == key));
+        self.in_place.extend(carried);
+    }
+
+    /// The names on the way to every auth file.
+    fn places(&self) -> Vec<(PathBuf, OsString)> {
+        self.settings.auth_files.iter().flat_map(AuthFile::places).collect()
     }
 
     /// Another writer changed what we had published, and it is back. More than ten times in a minute is a fight, which
@@ -461,11 +554,20 @@ impl Agent {
     /// Sets up the watch; where that fails, it is tried again in a minute, and the files are looked at then.
     fn look_around(&mut self, now: Now) {
         let mut interests = Interests::default();
-        for (directory, name) in self.settings.auth_files.iter().flat_map(AuthFile::places) {
-            interests.add(&directory, Some(name), Seen::AUTH_FILE);
+        self.watched = self.places();
+        // One that is missing must not cost the others their watch.
+        let mut missing = false;
+        for (directory, name) in &self.watched {
+            missing |= !directory.is_dir();
+            if directory.is_dir() {
+                interests.add(directory, Some(name.clone()), Seen::AUTH_FILE);
+            }
         }
-        if let Some(directory) = self.settings.identity.credentials_dir.as_ref().filter(|it| it.is_dir()) {
-            interests.add(directory, None, Seen::CREDENTIALS);
+        if let Some(directory) = &self.settings.identity.credentials_dir {
+            missing |= !directory.is_dir();
+            if directory.is_dir() {
+                interests.add(directory, None, Seen::CREDENTIALS);
+            }
         }
         for path in &self.daemon.credential_files {
             if let (Some(directory), Some(name)) = (path.parent().filter(|it| it.is_dir()), path.file_name())
@@ -475,22 +577,29 @@ impl Agent {
                 interests.add(directory, Some("..data".into()), Seen::CREDENTIALS);
             }
         }
+        let was_blind = self.blind;
         match Watch::start(interests) {
             Ok(watch) => {
-                if std::mem::take(&mut self.blind) {
-                    info!("the files are watched again");
-                }
                 self.watch = Some(watch);
-                self.watch_again = None;
+                self.blind = missing;
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.blind, true) {
+                if !was_blind {
                     warn!(%error, "the files cannot be watched, and are looked at once a minute");
                 }
                 self.watch = None;
-                self.watch_again = Some(now.after(BLIND));
+                self.blind = true;
             }
         }
+        if self.blind && !was_blind && self.watch.is_some() {
+            warn!("a directory is missing, and is looked for once a minute; the others are watched");
+        }
+        if was_blind && !self.blind {
+            info!("the files are watched again");
+            // What was in the way may be gone.
+            self.publish_not_before = None;
+        }
+        self.watch_again = self.blind.then(|| now.after(BLIND));
     }
 }
 
@@ -509,7 +618,8 @@ impl Post {
                     self.reason = Reason::Deadline;
                 }
                 let due = due(daemon, &token);
-                self.next = if again { now.after(Duration::ZERO) } else { now.until(due) };
+                let soonest = now.after(self.pause(now));
+                self.next = if again { soonest } else { now.until(due).later(soonest) };
                 debug!(next_refresh = %due, "scheduled");
                 self.token = Some(token);
                 true
@@ -530,8 +640,9 @@ impl Post {
                     }
                 }
                 self.refusal = Some(refusal);
-                self.next = now.after(if again { Duration::ZERO } else { delay });
-                false
+                self.next = now.after(if again { self.pause(now) } else { delay });
+                // What an earlier run left may have to go, though this one never had a token.
+                self.failures == 1 && self.question.source.endpoint == Endpoint::Public
             }
         }
     }
@@ -539,6 +650,7 @@ impl Post {
     /// How long to wait after a failure.
     fn delay(&mut self, refusal: &Refusal, now: Now) -> Duration {
         if !matches!(refusal, Refusal::Throttled { .. }) {
+            self.throttled_since = None;
             return retry_delay(self.failures, fastrand::f64());
         }
         let left = self.usable(now.wall).map(|token| token.expires_at.duration_since(now.wall));
@@ -546,6 +658,11 @@ impl Post {
         // While there is a token to live on, the time until its end counts, and not how long others have waited.
         let first = if left.is_zero() { *self.throttled_since.get_or_insert(now.boot) } else { now.boot };
         throttled_delay(now.boot.saturating_sub(first), left, fastrand::f64())
+    }
+
+    /// How long it must still be left alone.
+    fn pause(&self, now: Now) -> Duration {
+        self.asked_at.map_or(Duration::ZERO, |last| (last + ASK_PAUSE).saturating_sub(now.boot))
     }
 
     /// The keys that it serves, as far as they are known.

@@ -116,6 +116,11 @@ pub fn plan(
         document.auths_mut().0.retain(|(name, _)| !changes.removed.contains(&name.text));
     }
     for (key, entry) in &wanted.entries {
+        // Another run of ours was here later, and what it wrote is good for longer.
+        let newer = |record: &Record| record.source == entry.source && record.expires_at > entry.expires_at;
+        if ledger.entries.get(key).is_some_and(newer) && document.digest(key).is_some() {
+            continue;
+        }
         let (entries, made) = document.auths_mut();
         ledger.created = ledger.created.or(made);
         if put(entries, key, entry, ledger.entries.contains_key(key), &mut changes.taken_over) {

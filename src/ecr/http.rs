@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// An answer of ECR's is 3 KB, one of the metadata service's less.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -89,10 +89,12 @@ impl Http {
             Trust::System => system_trust(),
             Trust::Directories(directories) => directory_trust(directories),
         };
+        // Shared: a bundle is 220 KB, and most runs need it once.
+        let trust = Arc::new(trust);
         Ok(Self {
-            apis: client(trust.clone(), ProxyConfig::from_env()),
+            apis: client(Arc::clone(&trust), ProxyConfig::from_env()),
             this_node: client(trust, ProxyConfig::disabled()),
-            metadata: client(TrustStore::empty(), ProxyConfig::disabled()),
+            metadata: client(Arc::new(TrustStore::empty()), ProxyConfig::disabled()),
         })
     }
 
@@ -116,7 +118,7 @@ impl Http {
     }
 }
 
-fn client(trust: TrustStore, proxy: ProxyConfig) -> SharedHttpClient {
+fn client(trust: Arc<TrustStore>, proxy: ProxyConfig) -> SharedHttpClient {
     // One connector is enough: all calls of one client have the same settings, and reading the certificates into one
     // costs more than a call.
     let connector = OnceLock::<SharedHttpConnector>::new();
@@ -131,7 +133,7 @@ fn client(trust: TrustStore, proxy: ProxyConfig) -> SharedHttpClient {
             SharedHttpConnector::new(Bounded {
                 // The node's own services speak no TLS, so there is nobody to trust.
                 direct: connect(TrustStore::empty(), ProxyConfig::disabled()),
-                other: connect(trust.clone(), proxy.clone()),
+                other: connect((*trust).clone(), proxy.clone()),
             })
         };
         connector.get_or_init(bounded).clone()

@@ -95,7 +95,7 @@ impl Metrics {
             )?,
             success: gauges(
                 "last_success_timestamp_seconds",
-                "When ECR last handed out a token for this registry, in seconds since 1970.",
+                "When ECR handed out the token in place for this registry, in seconds since 1970.",
             )?,
             refreshes: IntCounterVec::new(
                 named("refreshes_total", "Attempts to fetch a token, by reason and result."),
@@ -123,7 +123,7 @@ impl Metrics {
             ))?,
             retries: IntGauge::with_opts(named(
                 "retries_pending",
-                "Sources whose last attempt failed, and which wait for the next one.",
+                "Sources and files whose last attempt failed, and which wait for the next one.",
             ))?,
         };
         let build = IntGauge::with_opts(
@@ -144,8 +144,16 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A token was handed out for a registry.
-    pub fn token(&self, registry: &str, fetched_at: Timestamp, expires_at: Timestamp) {
+    /// The tokens that are in place: registry, start and end of each. Registries that are not among them are forgotten.
+    pub fn tokens<'a>(&self, tokens: impl IntoIterator<Item = (&'a str, Timestamp, Timestamp)>) {
+        self.expiry.reset();
+        self.success.reset();
+        for (registry, fetched_at, expires_at) in tokens {
+            self.token(registry, fetched_at, expires_at);
+        }
+    }
+
+    fn token(&self, registry: &str, fetched_at: Timestamp, expires_at: Timestamp) {
         self.expiry.with_label_values(&[registry]).set(expires_at.as_second());
         self.success.with_label_values(&[registry]).set(fetched_at.as_second());
     }
@@ -191,7 +199,7 @@ mod tests {
     #[test]
     fn every_metric_is_written_down() {
         let metrics = Metrics::new().unwrap();
-        metrics.token("registry.example", Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        metrics.tokens([("registry.example", Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)]);
         for reason in [Reason::Start, Reason::Deadline, Reason::Retry, Reason::Credentials, Reason::Hangup] {
             metrics.attempt(reason, Outcome::Success, Duration::from_millis(1));
         }

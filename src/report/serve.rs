@@ -22,9 +22,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Probes and one or two Prometheus servers.
-const MAX_CONNECTIONS: usize = 16;
+const MAX_CONNECTIONS: usize = 64;
 /// What a client may take to send its request, and the whole exchange.
-const HEADERS: Duration = Duration::from_secs(5);
+const HEADERS: Duration = Duration::from_secs(1);
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// The least that hyper takes, and more than any probe sends.
 const MAX_HEADERS: usize = 8192;

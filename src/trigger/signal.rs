@@ -42,4 +42,9 @@ impl Signals {
             _ = self.hangup.recv() => Asked::Refresh,
         }
     }
+
+    /// Waits until somebody asks to stop, whatever else is asked meanwhile.
+    pub async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
 }

@@ -22,6 +22,20 @@ pub struct Deadline {
     pub boot: Duration,
 }
 
+impl Deadline {
+    /// The earlier of two, on each clock.
+    #[must_use]
+    pub fn earlier(self, other: Self) -> Self {
+        Self { wall: self.wall.min(other.wall), boot: self.boot.min(other.boot) }
+    }
+
+    /// The later of two, on each clock.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        Self { wall: self.wall.max(other.wall), boot: self.boot.max(other.boot) }
+    }
+}
+
 /// Both clocks now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -91,7 +105,11 @@ impl Timer {
             u64::try_from(deadline.wall.as_second()).unwrap_or(0),
             u32::try_from(deadline.wall.subsec_nanosecond()).unwrap_or(0),
         );
-        self.wall.set(at(wall), absolute | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET)?;
+        match self.wall.set(at(wall), absolute | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET) {
+            // The clock was set while nobody waited: the timer is armed, and this says so (timerfd_create(2), NOTES).
+            Err(Errno::ECANCELED) => return Ok(()),
+            set => set?,
+        }
         self.boot.set(at(deadline.boot), absolute)?;
         tokio::select! {
             ended = ready(&self.wall_ready, &self.wall) => ended,

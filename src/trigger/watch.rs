@@ -40,7 +40,9 @@ pub struct Interests(BTreeMap<PathBuf, Vec<(Option<OsString>, Seen)>>);
 impl Interests {
     /// A name in a directory, or with `None` every name.
     pub fn add(&mut self, directory: &Path, name: Option<OsString>, seen: Seen) {
-        self.0.entry(directory.to_owned()).or_default().push((name, seen));
+        // Two spellings of one directory are one watch to the kernel, and events name only one of them.
+        let directory = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+        self.0.entry(directory).or_default().push((name, seen));
     }
 
     /// What an event means.

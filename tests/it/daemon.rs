@@ -1,6 +1,6 @@
 //! The daemon: promises 6, 8, 9 and 10, through the program.
 
-use crate::needs::tell;
+use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node};
 use ecr_emulator::{Api, Fault, Options, Times};
 use jiff::SignedDuration;
@@ -137,7 +137,8 @@ fn drift_is_repaired_from_memory_without_asking_ecr() {
         agent.wait(what, || is_mended(&node));
         tell(&format!("{what}: repaired after {} ms", start.elapsed().as_millis()));
         agent.wait_for("it was repaired", 1);
-        agent.stop().expect(0, &[]);
+        let run = agent.stop().expect(0, &[]);
+        assert!(!run.err.contains("once a minute"), "the watch did not see it: {}", run.err);
         assert_eq!(node.aws.count(Api::Ecr), 1, "{what}");
     }
 }
@@ -271,7 +272,7 @@ fn it_waits_for_what_is_not_there_yet() {
     agent.wait_for("wrong directory mounted", 1);
     fs::create_dir(node.path("kubelet")).unwrap();
     agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
-    agent.stop().expect(0, &["the files cannot be watched"]);
+    agent.stop().expect(0, &["a directory is missing"]);
 }
 
 #[test]
@@ -280,6 +281,8 @@ fn asleep_for_longer_than_the_interval_it_refreshes_when_it_wakes() {
     let agent = node.start(&["--interval", "2s", "--spread", "0s"]);
     agent.wait_for("fetched an authorization token", 1);
     agent.signal(Signal::SIGSTOP);
+    // What was under way has arrived by then.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     let calls = node.aws.count(Api::Ecr);
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert_eq!(node.aws.count(Api::Ecr), calls);
@@ -310,5 +313,63 @@ fn a_schedule_takes_the_place_of_the_interval() {
     let node = Node::new();
     let agent = node.start(&["--schedule", "*/2 * * * * *", "--spread", "0s"]);
     agent.wait_for("fetched an authorization token", 3);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn one_bad_file_costs_the_others_nothing() {
+    let node = Node::new();
+    let missing = node.path("missing/config.json");
+    let agent = node.start(&["--auth-file", missing.to_str().unwrap()]);
+    agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
+    agent.wait_for("not published", 5);
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token once more", || node.auth_file().exists() && has_our_token(&node));
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn a_newer_token_of_another_run_stays() {
+    let node = served();
+    let agent = node.start(&[]);
+    agent.wait_for("already as it should be", 1);
+    node.once(&[]).expect(0, &[]);
+    let newer = node.document();
+    agent.wait_for("already as it should be", 2);
+    agent.stop().expect(0, &[]);
+    // Within one second both are as good.
+    let issued = node.aws.issued();
+    if issued[0].expires_at.as_second() != issued[1].expires_at.as_second() {
+        assert_eq!(node.document(), newer);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_while_nobody_waits_is_no_failure() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    let node = served();
+    let (log, auth_file) = (node.path("strace.log"), node.auth_file());
+    let inject = "inject=timerfd_settime:error=ECANCELED:when=3";
+    let wrapper =
+        ["timeout", "--preserve-status", "5", "strace", "-f", "-o", log.to_str().unwrap(), "-e", inject];
+    let output = node.command(&wrapper, &["--auth-file", auth_file.to_str().unwrap()]).output().unwrap();
+    let run = node.checked(&output);
+    assert!(fs::read_to_string(&log).unwrap().contains("ECANCELED"), "nothing was injected");
+    assert!(!run.err.contains("Operation canceled"), "{}", run.err);
+}
+
+#[test]
+fn an_expired_public_entry_of_an_earlier_run_goes() {
+    let public = "public.ecr.aws";
+    let node = Node::new();
+    node.once(&["--registry", public]).expect(0, &[]);
+    let end = node.document()["ecr-node-agent"]["entries"][public]["expiresAt"].as_str().unwrap().to_owned();
+    let text = fs::read_to_string(node.auth_file()).unwrap().replace(&end, "2026-01-01T00:00:00Z");
+    node.write("kubelet/config.json", &text);
+    node.aws.fail(Api::EcrPublic, Fault::access_denied(), Times::Always);
+    let agent = node.start(&["--registry", public]);
+    agent.wait("its removal", || document(&node).is_some_and(|it| it["auths"].get(public).is_none()));
     agent.stop().expect(0, &[]);
 }

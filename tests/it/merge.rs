@@ -287,6 +287,19 @@ fn an_entry_that_somebody_else_has_changed_is_theirs() {
 }
 
 #[test]
+fn a_token_of_ours_that_is_good_for_longer_stays() {
+    let later = merged("{}", &ours());
+    let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
+    older.entries.get_mut(HOST).unwrap().expires_at = now() + SignedDuration::from_hours(1);
+    let plan = merge::plan(parse(&later), &older, Found::Whole, BTreeMap::new());
+    assert!(matches!(plan, Plan::Keep), "{plan:?}");
+    // Not so one of another caller's.
+    older.entries.get_mut(HOST).unwrap().source = "eu-west-1 as another".to_owned();
+    let plan = merge::plan(parse(&later), &older, Found::Whole, BTreeMap::new());
+    assert!(matches!(plan, Plan::Replace(..)), "{plan:?}");
+}
+
+#[test]
 fn odd_text_in_the_ledger_does_not_spoil_the_file() {
     let mut wanted = wanted(&ours());
     let entry = wanted.entries.get_mut(HOST).unwrap();

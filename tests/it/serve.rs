@@ -1,7 +1,7 @@
 //! `--listen`: metrics and probes, through the program.
 
 use crate::needs::{Need, all_here};
-use crate::node::{HOST, Node, Running};
+use crate::node::{FOREIGN, HOST, Node, Running};
 use ecr_emulator::{Api, Fault, Times};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -36,7 +36,8 @@ fn raw(address: &str, request: &str) -> (u16, String) {
 
 #[test]
 fn metrics_and_probes_tell_how_things_stand() {
-    let node = Node::new();
+    // A file that has nothing to do with ECR, and so lacks nothing by itself.
+    let node = Node::with_auth_file(FOREIGN);
     node.aws.fail(Api::Ecr, Fault::InternalError, Times::Always);
     let agent = node.start(&["--listen", "127.0.0.1:0"]);
     let address = address(&agent);
