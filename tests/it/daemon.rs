@@ -294,18 +294,30 @@ fn asleep_for_longer_than_the_interval_it_refreshes_when_it_wakes() {
 #[test]
 fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
     let node = Node::with_auth_file(FOREIGN);
+    let mut written = 0;
     for round in 0..200_u64 {
         // It never finds a good token, so that every start fetches and writes.
         node.write("kubelet/config.json", FOREIGN);
         let agent = node.start(&[]);
-        std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..40_000)));
-        agent.stop();
+        if round % 2 == 0 {
+            std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..40_000)));
+        } else {
+            // Just before, in and after the replacement.
+            agent.wait_for("fetched an authorization token", 1);
+            std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..4_000)));
+        }
+        let run = agent.stop();
+        // Early on it is the signal itself that ends it.
+        assert!([0, -1].contains(&run.code), "round {round}: {}", run.err);
+        written += usize::from(fs::read_to_string(node.auth_file()).unwrap().contains(HOST));
         let text = fs::read_to_string(node.auth_file()).unwrap();
         let document: Value =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("round {round}: {error}: {text}"));
         assert_eq!(document["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz", "round {round}");
         assert_eq!(node.names(), ["config.json"], "round {round}");
     }
+    tell(&format!("stopped 200 times, {written} times after the file was replaced"));
+    assert!(written > 0);
 }
 
 #[test]
