@@ -94,8 +94,7 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         let mut next = agent.next(now);
         if let Some(watchdog) = watchdog {
             supervisor::alive();
-            let ping = now.after(watchdog);
-            next = Deadline { wall: next.wall.min(ping.wall), boot: next.boot.min(ping.boot) };
+            next = next.earlier(now.after(watchdog));
         }
         let seen = async {
             match &agent.watch {
@@ -274,9 +273,7 @@ impl Agent {
     /// The earliest moment at which there is something to do.
     fn next(&self, now: Now) -> Deadline {
         let mut next = now.after(Duration::from_hours(24));
-        let mut at = |deadline: Deadline| {
-            next = Deadline { wall: next.wall.min(deadline.wall), boot: next.boot.min(deadline.boot) };
-        };
+        let mut at = |deadline: Deadline| next = next.earlier(deadline);
         if self.posts.is_none() && !self.asking_questions {
             at(self.next_questions);
         }
@@ -425,15 +422,25 @@ impl Agent {
             let next = match &token {
                 Some(token) => {
                     let due = due(&self.daemon, token);
-                    info!(source = %question.source, expires_at = %token.expires_at, next_refresh = %due, "a good token of ours is in place");
+                    let (source, expires_at) = (&question.source, token.expires_at);
+                    info!(%source, %expires_at, next_refresh = %due, "a good token of ours is in place");
                     now.until(due)
                 }
                 None => now.after(Duration::ZERO),
             };
             let reason = if token.is_some() { Reason::Deadline } else { Reason::Start };
-            Post { question, token, next, failures: 0, throttled_since: None,
+            Post {
+                question,
+                token,
+                next,
+                failures: 0,
+                throttled_since: None,
                 asked_at: None,
-                asking: false, reason, again: false, refusal: None }
+                asking: false,
+                reason,
+                again: false,
+                refusal: None,
+            }
         });
         let posts: Vec<Post> = posts.collect();
         if posts.iter().any(|post| post.token.is_some()) {
@@ -558,15 +565,17 @@ impl Agent {
         // One that is missing must not cost the others their watch.
         let mut missing = false;
         for (directory, name) in &self.watched {
-            missing |= !directory.is_dir();
             if directory.is_dir() {
                 interests.add(directory, Some(name.clone()), Seen::AUTH_FILE);
+            } else {
+                missing = true;
             }
         }
         if let Some(directory) = &self.settings.identity.credentials_dir {
-            missing |= !directory.is_dir();
             if directory.is_dir() {
                 interests.add(directory, None, Seen::CREDENTIALS);
+            } else {
+                missing = true;
             }
         }
         for path in &self.daemon.credential_files {
@@ -610,7 +619,7 @@ impl Post {
         let again = std::mem::take(&mut self.again);
         match token {
             Ok(token) => {
-                tell_fetched(&Ok(token.clone()));
+                tell_fetched(&token);
                 self.failures = 0;
                 self.throttled_since = None;
                 self.refusal = None;

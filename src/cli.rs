@@ -201,8 +201,8 @@ pub enum Command {
 pub enum UsageError {
     #[error("--once and a subcommand cannot both be meant")]
     OnceAndSubcommand,
-    #[error("{variable} is {}: expected a URL such as `https://HOST`", if value.is_empty() { "empty" } else { "no URL" })]
-    Endpoint { variable: &'static str, value: String },
+    #[error("{variable} is {is}: expected a URL such as `https://HOST`")]
+    Endpoint { variable: &'static str, is: &'static str },
     #[error("--schedule: {0}")]
     Schedule(ParseScheduleError),
     #[error("--interval 0s would ask ECR without end")]
@@ -357,7 +357,9 @@ fn check_endpoints() -> Result<(), UsageError> {
         )]
         let value = std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
         if let Some(value) = value.filter(|value| !is_endpoint(value)) {
-            return Err(UsageError::Endpoint { variable, value });
+            // Not shown: there may be a password in it.
+            let is = if value.is_empty() { "empty" } else { "no URL" };
+            return Err(UsageError::Endpoint { variable, is });
         }
     }
     Ok(())

@@ -185,7 +185,10 @@ async fn fetch(questions: &[Question], ecr: Arc<Ecr>, deadline: Instant) -> Vec<
             let unanswered = Refusal::Unavailable { said: "nothing came within --timeout".to_owned() };
             let attempt = || Box::pin(ask(&ecr, &source, names_its_registry, &caller));
             let token = until(deadline, unanswered, attempt).await;
-            tell_fetched(&token);
+            match &token {
+                Ok(token) => tell_fetched(token),
+                Err(refusal) => error!(error = %refusal, "no token was fetched; what was there stays"),
+            }
             (number, token)
         };
         tasks.spawn(task.instrument(span));
@@ -215,12 +218,9 @@ pub async fn ask(
     Ok(token)
 }
 
-/// Logs what came of asking.
-pub fn tell_fetched(token: &Result<Token, Refusal>) {
-    match token {
-        Ok(token) => info!(expires_at = %token.expires_at, "fetched an authorization token"),
-        Err(refusal) => error!(error = %refusal, "no token was fetched; what was there stays"),
-    }
+/// Logs that there is a new token.
+pub fn tell_fetched(token: &Token) {
+    info!(expires_at = %token.expires_at, "fetched an authorization token");
 }
 
 /// What the targets should hold, by what is known of each question: a token, or that there is none.

@@ -193,10 +193,19 @@ fn own_endpoint(config: &SdkConfig, service: &'static str) -> Result<Option<Stri
         Some(url) if !is_endpoint(&url) => Err(Refusal::Settings {
             said: format!(
                 "the endpoint URL for {service} in the environment or the profile is {}: expected one like `https://HOST`",
-                if url.is_empty() { "empty".to_owned() } else { format!("`{}`", first_line(&url)) }
+                shown_endpoint(&url)
             ),
         }),
         named => Ok(named),
+    }
+}
+
+/// A wrong endpoint URL as people may see it: not where a user, and perhaps a password, stands in it.
+fn shown_endpoint(url: &str) -> String {
+    match url {
+        "" => "empty".to_owned(),
+        url if url.contains('@') => "a URL with a user in it".to_owned(),
+        url => format!("`{}`", first_line(url)),
     }
 }
 

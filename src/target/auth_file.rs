@@ -485,8 +485,7 @@ impl AuthFile {
         }
         let here = candidates.iter().position(|(path, _)| *path == self.path);
         let later = candidates.into_iter().skip(here.map_or(0, |here| here + 1));
-        let candidates = later.filter(|(path, _)| is_roots(path));
-        let mut candidates = candidates;
+        let mut candidates = later.filter(|(path, _)| is_roots(path));
         candidates.find_map(|(path, legacy)| {
             match read_regular(&path) {
                 Ok(Regular::Bytes(bytes)) => {

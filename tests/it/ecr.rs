@@ -137,6 +137,12 @@ fn an_endpoint_that_is_no_url_is_refused() {
     node.unset("AWS_ENDPOINT_URL");
     node.write("home/.aws/config", "[default]\nendpoint_url = nowhere\n");
     node.once(&[]).expect(4, &["the endpoint URL for ecr", "`nowhere`"]);
+    node.write("home/.aws/config", "[default]\nendpoint_url = https://user:hunter2@host\n");
+    let run = node.once(&[]).expect(4, &["a URL with a user in it"]);
+    assert!(!run.err.contains("hunter2"), "{}", run.err);
+    node.set("AWS_ENDPOINT_URL", "https://user:hunter2@host");
+    let run = node.once(&[]).expect(2, &["AWS_ENDPOINT_URL is no URL"]);
+    assert!(!run.err.contains("hunter2"), "{}", run.err);
 }
 
 #[test]
