@@ -17,6 +17,8 @@ pub enum Need {
     Mounts,
     /// Extended attributes in `security.`, on the file system of the temporary directory.
     SecurityAttributes,
+    /// A Kubernetes API server, as `tests/kubernetes/build` makes it.
+    ApiServer,
 }
 
 /// Whether all of it is here. Says what is missing, or fails where nothing may be.
@@ -37,7 +39,8 @@ pub fn tell(line: &str) {
 }
 
 impl Need {
-    fn is_here(self) -> bool {
+    /// Whether it is here.
+    pub fn is_here(self) -> bool {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
@@ -54,6 +57,7 @@ impl Need {
                 rustix::fs::fsetxattr(&file, "security.selinux", b"u:r:t:s0", rustix::fs::XattrFlags::empty())
                     .is_ok()
             }
+            Self::ApiServer => crate::cluster::is_here(),
         }
     }
 }

@@ -1,0 +1,452 @@
+//! A cluster's API server: a real `kube-apiserver` with a real `etcd`, on loopback, with RBAC and all default admission.
+//!
+//! Nothing else of a cluster runs. Without a controller manager no namespace gets a default service account, and none that
+//! is deleted ever goes; without a kubelet no pod starts.
+
+use crate::needs::Need;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Where `tests/kubernetes/build` puts the programs.
+const PROGRAMS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../kubernetes");
+const ADMIN_TOKEN: &str = "administrators-token";
+/// Who reads and writes what, without the content.
+const AUDIT_POLICY: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        { "level": "None", "userGroups": ["system:masters", "system:nodes"] },
+        { "level": "Metadata", "userGroups": ["system:serviceaccounts"] },
+        { "level": "None" }
+    ]
+}"#;
+
+/// Whether the programs are there.
+pub fn is_here() -> bool {
+    ["etcd", "kube-apiserver", "kubectl"].iter().all(|program| Path::new(PROGRAMS).join(program).exists())
+}
+
+/// A running API server. Dropping it ends all that it started and leaves nothing behind, and so does the end of this
+/// process, however it comes.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    etcd_port: u16,
+    api_server: Mutex<Option<Server>>,
+    // Behind the API server: it ends first.
+    _etcd: Server,
+}
+
+/// A right, as a role grants it.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule<'a> {
+    /// The one namespace where it holds, or all of them.
+    pub namespace: Option<&'a str>,
+    /// With commas between them.
+    pub verbs: &'a str,
+    /// A resource of the core group.
+    pub resource: &'a str,
+}
+
+/// One request, as the API server's audit log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `system:serviceaccount:NAMESPACE:NAME`.
+    pub user: String,
+    /// As in RBAC.
+    pub verb: String,
+    /// Of the object; empty where it has none.
+    pub namespace: String,
+    /// Of the object.
+    pub resource: String,
+    /// Of the object; empty in a list or watch of all.
+    pub name: String,
+    /// The answer's status.
+    pub code: u64,
+}
+
+/// The cluster that all tests of this process share, each in namespaces of its own. Started at the first call.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(Cluster::start)
+}
+
+impl Cluster {
+    /// Starts one, for a test that the shared one is not good enough for: one that stops it.
+    pub fn start() -> Self {
+        assert!(Need::ApiServer.is_here());
+        // Not in /tmp, which may be small: etcd takes 64 MB at once.
+        let folder = tempfile::Builder::new()
+            .prefix("cluster-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap()
+            .keep();
+        let ca_pem = certificates(&folder);
+        write(&folder, "tokens.csv", &format!("{ADMIN_TOKEN},admin,0,system:masters\n"));
+        write(&folder, "audit-policy.json", AUDIT_POLICY);
+        let port = free_port();
+        let etcd_port = free_port();
+        let etcd = Server::start(
+            &folder,
+            "etcd",
+            &[
+                "--data-dir=data",
+                "--unsafe-no-fsync",
+                &format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
+                &format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
+                "--listen-peer-urls=http://127.0.0.1:0",
+            ],
+            // It ends last, and takes the folder with it.
+            "rm -rf \"$0\"",
+        );
+        let cluster = Self { folder, port, etcd_port, api_server: Mutex::new(None), _etcd: etcd };
+        write(&cluster.folder, "ca.pem", &ca_pem);
+        cluster.kubeconfig("admin", ADMIN_TOKEN);
+        cluster.start_api_server();
+        cluster
+    }
+
+    /// `https://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Where the API server listens, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The authority that the API server's certificate comes from, as PEM.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// A kubeconfig that may do everything.
+    pub fn admin(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    /// A folder for what belongs to this cluster.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts the API server, after [`stop_api_server`](Self::stop_api_server), and waits until it is ready.
+    pub fn start_api_server(&self) {
+        let mut server = self.api_server.lock().unwrap();
+        assert!(server.is_none(), "it runs already");
+        *server = Some(Server::start(
+            &self.folder,
+            "kube-apiserver",
+            &[
+                "--bind-address=127.0.0.1",
+                &format!("--secure-port={}", self.port),
+                &format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+                "--tls-cert-file=server.pem",
+                "--tls-private-key-file=server.key",
+                "--authorization-mode=RBAC",
+                "--token-auth-file=tokens.csv",
+                "--service-account-issuer=https://kubernetes.default.svc",
+                "--service-account-key-file=service-accounts.pub",
+                "--service-account-signing-key-file=service-accounts.key",
+                "--service-cluster-ip-range=10.0.0.0/24",
+                "--audit-policy-file=audit-policy.json",
+                "--audit-log-path=audit.log",
+            ],
+            ":",
+        ));
+        let start = Instant::now();
+        while !self.run(&self.admin(), &["get", "--raw", "/readyz"], "").status.success() {
+            if start.elapsed().as_secs() > 120 {
+                let log = fs::read_to_string(self.folder.join("kube-apiserver.log")).unwrap();
+                panic!("kube-apiserver is not ready:\n{}", &log[log.len().saturating_sub(4000)..]);
+            }
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Kills the API server; what it keeps stays in etcd.
+    pub fn stop_api_server(&self) {
+        let server = self.api_server.lock().unwrap().take();
+        drop(server.expect("it runs"));
+    }
+
+    fn run(&self, kubeconfig: &Path, arguments: &[&str], input: &str) -> Output {
+        let mut kubectl = Command::new(Path::new(PROGRAMS).join("kubectl"))
+            .env_clear()
+            // Its cache of what the server knows lies there.
+            .env("HOME", &self.folder)
+            .env("KUBECONFIG", kubeconfig)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without having read.
+        kubectl.stdin.take().unwrap().write_all(input.as_bytes()).ok();
+        kubectl.wait_with_output().unwrap()
+    }
+
+    /// Runs kubectl as the administrator, and returns what it prints; fails where it fails.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// The same, with something to read.
+    #[track_caller]
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run(&self.admin(), arguments, input);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {}: {told}", arguments.join(" "));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Applies objects as the administrator.
+    #[track_caller]
+    pub fn apply(&self, objects: &[Value]) {
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        self.kubectl_with(&["apply", "--server-side", "--filename=-"], &list.to_string());
+    }
+
+    /// A new namespace whose name starts so.
+    pub fn namespace(&self, start: &str) -> String {
+        let name = unique(start);
+        self.kubectl(&["create", "namespace", &name]);
+        name
+    }
+
+    /// A new service account that may do this and nothing more, as a kubeconfig.
+    pub fn service_account(&self, rules: &[Rule<'_>]) -> PathBuf {
+        let name = unique("agent");
+        let mut objects = vec![
+            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }),
+            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": name } }),
+        ];
+        for (number, rule) in rules.iter().enumerate() {
+            let name_of_role = format!("{name}-{number}");
+            let metadata = match rule.namespace {
+                Some(namespace) => json!({ "name": name_of_role, "namespace": namespace }),
+                None => json!({ "name": name_of_role }),
+            };
+            let kind = if rule.namespace.is_some() { "Role" } else { "ClusterRole" };
+            let verbs: Vec<&str> = rule.verbs.split(',').collect();
+            let api = "rbac.authorization.k8s.io/v1";
+            objects.push(json!({
+                "apiVersion": api, "kind": kind, "metadata": metadata,
+                "rules": [{ "apiGroups": [""], "resources": [rule.resource], "verbs": verbs }],
+            }));
+            objects.push(json!({
+                "apiVersion": api, "kind": format!("{kind}Binding"), "metadata": metadata,
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name_of_role },
+                "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": name }],
+            }));
+        }
+        self.apply(&objects);
+        self.kubeconfig(&name, &self.token(&name))
+    }
+
+    /// A fresh token of the service account behind a kubeconfig of [`service_account`](Self::service_account).
+    pub fn token(&self, name: &str) -> String {
+        self.kubectl(&["create", "token", name, "--namespace", name, "--duration=1h"]).trim().to_owned()
+    }
+
+    /// Writes a kubeconfig with this token in it.
+    pub fn kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        self.kubeconfig_at(name, &self.url(), &json!({ "token": token }))
+    }
+
+    /// Writes a kubeconfig for another way to the API server, or another kind of credentials.
+    pub fn kubeconfig_at(&self, name: &str, url: &str, user: &Value) -> PathBuf {
+        let file = format!("{name}.kubeconfig");
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{
+                "name": "test",
+                "cluster": { "server": url, "certificate-authority": self.ca_file() },
+            }],
+            "users": [{ "name": name, "user": user }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": name } }],
+            "current-context": "test",
+        });
+        write(&self.folder, &file, &kubeconfig.to_string());
+        self.folder.join(file)
+    }
+
+    /// What service accounts have asked for until now, oldest first. An answer is logged at its end: a watch's, or one
+    /// that just came, may still be missing.
+    pub fn requests(&self) -> Vec<Request> {
+        let log = fs::read_to_string(self.folder.join("audit.log")).unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        log.lines()
+            // The last line may be half written.
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .map(|event| Request {
+                user: text(&event["user"]["username"]),
+                verb: text(&event["verb"]),
+                namespace: text(&event["objectRef"]["namespace"]),
+                resource: text(&event["objectRef"]["resource"]),
+                name: text(&event["objectRef"]["name"]),
+                code: event["responseStatus"]["code"].as_u64().unwrap_or(0),
+            })
+            .collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.api_server.lock().map(|mut server| server.take()));
+    }
+}
+
+/// A program that ends when this value goes, or this process.
+#[derive(Debug)]
+struct Server(Child);
+
+impl Server {
+    /// Starts it in a folder, with its output in a log there; `afterwards` runs when it has ended.
+    fn start(folder: &Path, program: &str, arguments: &[&str], afterwards: &str) -> Self {
+        let log =
+            File::options().create(true).append(true).open(folder.join(format!("{program}.log"))).unwrap();
+        // The shell waits for the end of its input, which is the end of this process at the latest. What a terminal
+        // sends to all of its processes must not end the shell before that.
+        let script = format!(
+            "trap '' INT TERM HUP; \"$@\" </dev/null & cat >/dev/null; kill -KILL $!; wait $! 2>/dev/null; {afterwards}"
+        );
+        let child = Command::new("sh")
+            .args([
+                "-c",
+                &script,
+                folder.to_str().unwrap(),
+                Path::new(PROGRAMS).join(program).to_str().unwrap(),
+            ])
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
+    }
+}
+
+/// Makes the API server's certificate and the key that service accounts' tokens are signed with; returns the authority.
+fn certificates(folder: &Path) -> String {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::CommonName, "a test cluster's CA");
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned);
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    write(folder, "server.pem", &certificate.pem());
+    write(folder, "server.key", &key.serialize_pem());
+    let signing = KeyPair::generate().unwrap();
+    write(folder, "service-accounts.key", &signing.serialize_pem());
+    write(folder, "service-accounts.pub", &signing.public_key_pem());
+    authority.pem()
+}
+
+fn write(folder: &Path, name: &str, content: &str) {
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    fs::write(folder.join(name), content).unwrap();
+}
+
+/// A port that nobody listens on, out of those that the kernel gives to nobody who asks for any.
+fn free_port() -> u16 {
+    std::iter::repeat_with(|| fastrand::u16(20_000..32_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
+}
+
+/// A name that starts so, and that nobody else has.
+pub fn unique(start: &str) -> String {
+    let end: String = std::iter::repeat_with(fastrand::lowercase).take(8).collect();
+    format!("{start}-{end}")
+}
+
+mod tests {
+    use super::{Cluster, Request, Rule, shared};
+    use crate::needs::{Need, all_here};
+
+    #[test]
+    fn a_service_account_may_do_what_it_was_given_and_nothing_more() {
+        if !all_here(&[Need::ApiServer]) {
+            return;
+        }
+        let cluster = shared();
+        let namespace = cluster.namespace("rights");
+        let other = cluster.namespace("rights");
+        let rule = Rule { namespace: Some(&namespace), verbs: "get,patch", resource: "secrets" };
+        let kubeconfig = cluster.service_account(&[rule]);
+        let may = |verb: &str, namespace: &str| {
+            let arguments = ["auth", "can-i", verb, "secrets/ecr-creds", "--namespace", namespace];
+            cluster.run(&kubeconfig, &arguments, "").status.success()
+        };
+        assert!(may("get", &namespace) && may("patch", &namespace));
+        assert!(!may("create", &namespace) && !may("list", &namespace) && !may("get", &other));
+    }
+
+    #[test]
+    fn an_api_server_that_comes_back_is_the_same_one() {
+        if !all_here(&[Need::ApiServer]) {
+            return;
+        }
+        let cluster = Cluster::start();
+        let namespace = cluster.namespace("kept");
+        let rule = Rule { namespace: None, verbs: "get", resource: "secrets" };
+        let kubeconfig = cluster.service_account(&[rule]);
+        let ask = || cluster.run(&kubeconfig, &["get", "secret", "absent", "--namespace", &namespace], "");
+
+        cluster.stop_api_server();
+        let refused = String::from_utf8(ask().stderr).unwrap();
+        assert!(refused.contains("connection") && refused.contains("refused"), "{refused}");
+
+        cluster.start_api_server();
+        let missing = String::from_utf8(ask().stderr).unwrap();
+        assert!(missing.contains("\"absent\" not found"), "{missing}");
+        let name = kubeconfig.file_stem().unwrap().to_str().unwrap();
+        let request = Request {
+            user: format!("system:serviceaccount:{name}:{name}"),
+            verb: "get".to_owned(),
+            namespace,
+            resource: "secrets".to_owned(),
+            name: "absent".to_owned(),
+            code: 404,
+        };
+        let start = std::time::Instant::now();
+        while !cluster.requests().contains(&request) {
+            assert!(start.elapsed().as_secs() < 60, "{:?}", cluster.requests());
+        }
+
+        // What it started goes with it.
+        let folder = cluster.folder().to_owned();
+        let address = ("127.0.0.1", cluster.port());
+        drop(cluster);
+        assert!(!folder.exists());
+        assert!(std::net::TcpStream::connect(address).is_err());
+    }
+}
