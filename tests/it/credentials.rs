@@ -3,6 +3,7 @@
 use crate::node::{HOST, Node};
 use ecr_emulator::{Api, Fault, Times};
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 const ID: &str = "AKIAIOSFODNN7EXAMPLE";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
@@ -105,7 +106,7 @@ fn container_credentials() {
     node.once(&[]).expect(0, &[]);
     assert_eq!(node.aws.count(Api::Container), 1);
     node.aws.fail(Api::Container, Fault::CutOff, Times::Always);
-    node.once(&["--timeout", "2s"]).expect(3, &["container credentials"]);
+    node.once_within(Duration::from_secs(2), 3, &["container credentials"]);
     node.aws.fail(Api::Container, Fault::Hang, Times::Always);
     node.once(&["--timeout", "200ms"])
         .expect(3, &["the source that was asked did not answer within --timeout"]);
@@ -207,7 +208,7 @@ fn a_metadata_service_that_never_answers_is_given_up_within_five_seconds() {
     node.once(&["--timeout", "10m"])
         .expect(3, &["instance metadata: nothing answers there", "hop limit of 2", "hostNetwork"]);
     // The default timeout is a minute and this one ten: whatever the machine is busy with, it ended of itself.
-    assert!(before.elapsed() < std::time::Duration::from_mins(1));
+    assert!(before.elapsed() < Duration::from_mins(1));
 }
 
 #[test]
@@ -222,7 +223,7 @@ fn what_the_metadata_service_says_is_told() {
     for (api, fault, said, remedy) in cases {
         let node = instance();
         node.aws.fail(api, fault, Times::Always);
-        node.once(&["--timeout", "400ms"]).expect(3, &[said, remedy]);
+        node.once_within(Duration::from_millis(400), 3, &[said, remedy]);
     }
 }
 

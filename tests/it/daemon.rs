@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 const ID: &str = "AKIAIOSFODNN7EXAMPLE";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
@@ -64,6 +65,13 @@ fn a_start_that_finds_a_good_token_asks_nobody() {
     let agent = node.start(&["--role-arn", role]);
     agent.wait("a third token", || node.aws.count(Api::Ecr) == 3);
     agent.stop().expect(0, &[]);
+}
+
+/// How long it waits after what has failed last.
+fn last_delay(said: &str) -> Duration {
+    let last = said.rsplit("\"retry_in\":\"").next().and_then(|rest| rest.split('"').next());
+    last.and_then(|text| text.parse::<SignedDuration>().ok())
+        .map_or(Duration::ZERO, SignedDuration::unsigned_abs)
 }
 
 /// Damages a file, and says whether it is mended.
@@ -159,7 +167,7 @@ fn a_fight_with_another_writer_is_damped_and_told() {
     // From now on it lets the other one be, for a minute.
     agent.wait("our token", || has_our_token(&node));
     fs::remove_file(node.auth_file()).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    sleep(Duration::from_millis(300));
     assert!(!node.auth_file().exists());
     agent.stop().expect(0, &[]);
     assert_eq!(node.aws.count(Api::Ecr), 1);
@@ -197,8 +205,8 @@ fn rotated_credentials_are_used_as_soon_as_they_are_there() {
     }
     let directory = node.path("secret");
     let agent = node.start(&["--aws-credentials-dir", directory.to_str().unwrap()]);
-    // Late enough for the back-off to be longer than this test waits.
-    agent.wait_for("does not accept the credentials", 3);
+    // Until the next try by itself is further away than this test waits.
+    agent.wait("a long back-off", || last_delay(&agent.said()) > Duration::from_secs(5));
     secret("..2", ID);
     swap("..2");
     agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
@@ -207,7 +215,7 @@ fn rotated_credentials_are_used_as_soon_as_they_are_there() {
     let calls = node.aws.count(Api::Ecr);
     secret("..3", ID);
     swap("..3");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    sleep(Duration::from_millis(200));
     agent.stop().expect(0, &[]);
     assert_eq!(node.aws.count(Api::Ecr), calls);
 }
@@ -220,18 +228,22 @@ fn many_hangups_at_once_cost_two_calls_at_most() {
     agent.signal(Signal::SIGHUP);
     agent.wait_for("fetched an authorization token", 1);
     assert_eq!(node.aws.count(Api::Ecr), 2);
+    let start = Instant::now();
     for _ in 0..50 {
         agent.signal(Signal::SIGHUP);
     }
+    // A machine that was too busy to send them at once has let the agent ask once a second meanwhile.
+    let seconds = usize::try_from(start.elapsed().as_secs()).unwrap();
     agent.wait_for("fetched an authorization token", 2);
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    sleep(Duration::from_millis(300));
     agent.stop().expect(0, &[]);
-    assert!(node.aws.count(Api::Ecr) <= 4, "{} calls", node.aws.count(Api::Ecr));
+    let calls = node.aws.count(Api::Ecr) - 2;
+    assert!(calls <= 2 + seconds, "{calls} calls");
 }
 
 #[test]
 fn tokens_are_replaced_before_they_end_whatever_fails_meanwhile() {
-    let node = Node::with(Options { token_lifetime: SignedDuration::from_secs(8), ..Options::default() });
+    let node = Node::with(Options { token_lifetime: SignedDuration::from_secs(20), ..Options::default() });
     let agent = node.start(&["--spread", "0s"]);
     agent.wait_for("fetched an authorization token", 1);
     // Away from here on: the old token stays, and is told to be past its end.
@@ -282,9 +294,9 @@ fn asleep_for_longer_than_the_interval_it_refreshes_when_it_wakes() {
     agent.wait_for("fetched an authorization token", 1);
     agent.signal(Signal::SIGSTOP);
     // What was under way has arrived by then.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    sleep(Duration::from_secs(2));
     let calls = node.aws.count(Api::Ecr);
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    sleep(Duration::from_secs(5));
     assert_eq!(node.aws.count(Api::Ecr), calls);
     agent.signal(Signal::SIGCONT);
     agent.wait("another call", || node.aws.count(Api::Ecr) > calls);
@@ -300,11 +312,11 @@ fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
         node.write("kubelet/config.json", FOREIGN);
         let agent = node.start(&[]);
         if round % 2 == 0 {
-            std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..40_000)));
+            sleep(Duration::from_micros(fastrand::u64(0..40_000)));
         } else {
             // Just before, in and after the replacement.
             agent.wait_for("fetched an authorization token", 1);
-            std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(0..4_000)));
+            sleep(Duration::from_micros(fastrand::u64(0..4_000)));
         }
         let run = agent.stop();
         // Early on it is the signal itself that ends it.
@@ -362,14 +374,15 @@ fn a_clock_that_is_set_while_nobody_waits_is_no_failure() {
         return;
     }
     let node = served();
-    let (log, auth_file) = (node.path("strace.log"), node.auth_file());
+    let log = node.path("strace.log");
     let inject = "inject=timerfd_settime:error=ECANCELED:when=3";
-    let wrapper =
-        ["timeout", "--preserve-status", "5", "strace", "-f", "-o", log.to_str().unwrap(), "-e", inject];
-    let output = node.command(&wrapper, &["--auth-file", auth_file.to_str().unwrap()]).output().unwrap();
-    let run = node.checked(&output);
-    assert!(fs::read_to_string(&log).unwrap().contains("ECANCELED"), "nothing was injected");
-    assert!(!run.err.contains("Operation canceled"), "{}", run.err);
+    let agent = node.start_under(&["strace", "-D", "-f", "-o", log.to_str().unwrap(), "-e", inject], &[]);
+    // As often as that the loop comes round.
+    agent.wait_for("already as it should be", 1);
+    agent.signal(Signal::SIGHUP);
+    agent.wait("an injection", || fs::read_to_string(&log).is_ok_and(|log| log.contains("ECANCELED")));
+    agent.wait_for("fetched an authorization token", 1);
+    agent.stop().expect(0, &[]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The registry that the emulator's answers name.
@@ -106,6 +107,24 @@ impl Node {
         self.run(&[&["--once", "--auth-file", auth_file.to_str().unwrap()], more].concat())
     }
 
+    /// As [`Self::once`], where what is said depends on an answer within `--timeout`. A machine that has other things to
+    /// do may be too slow for a short one: then there is another run with twice the time, until two minutes did not do.
+    #[track_caller]
+    pub fn once_within(&self, timeout: Duration, code: i32, said: &[&str]) -> Run {
+        let start = Instant::now();
+        let run = self.once(&["--timeout", &format!("{}ms", timeout.as_millis())]);
+        assert!(
+            start.elapsed() < timeout + Duration::from_secs(20),
+            "the timeout was not heard: {}",
+            run.err
+        );
+        let is_said = said.iter().all(|text| run.err.contains(text));
+        if (run.code == code && is_said) || timeout > Duration::from_mins(2) {
+            return run.expect(code, said);
+        }
+        self.once_within(timeout * 2, code, said)
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Run {
         self.checked(&self.command(&[], arguments).output().unwrap())
     }
@@ -190,12 +209,17 @@ pub struct Running<'a> {
 impl Node {
     /// Starts the agent on this node's auth file, with what else the case says.
     pub fn start(&self, more: &[&str]) -> Running<'_> {
+        self.start_under(&[], more)
+    }
+
+    /// As [`Self::start`], by a wrapper that becomes the program.
+    pub fn start_under(&self, wrapper: &[&str], more: &[&str]) -> Running<'_> {
         let auth_file = self.auth_file();
         let log = self.path("agent.log");
         let file = std::fs::File::create(&log).unwrap();
         let arguments =
             [&["--auth-file", auth_file.to_str().unwrap(), "--log-level", "debug"], more].concat();
-        let child = self.command(&[], &arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let child = self.command(wrapper, &arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Running { node: self, child, log }
     }
 }
@@ -209,10 +233,10 @@ impl Running<'_> {
     /// Waits until something holds, for a minute at most; fails with what the program said.
     #[track_caller]
     pub fn wait(&self, what: &str, holds: impl Fn() -> bool) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while !holds() {
             assert!(start.elapsed().as_secs() < 60, "{what} did not come to pass:\n{}", self.said());
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -54,12 +54,14 @@ fn metrics_and_probes_tell_how_things_stand() {
 
     node.aws.heal();
     agent.wait("ready", || get(&address, "/readyz").0 == 200);
+    // Ready is what is on disk; it is counted a moment later.
+    let written = "ecr_node_agent_auth_file_writes_total{result=\"success\"} 1";
+    agent.wait(written, || get(&address, "/metrics").1.contains(written));
     let (_, metrics) = get(&address, "/metrics");
     let expires_at = node.aws.issued()[0].expires_at.as_second();
     let line = format!("ecr_node_agent_token_expiry_timestamp_seconds{{registry=\"{HOST}\"}} {expires_at}");
     assert!(metrics.contains(&line), "{line} is not in {metrics}");
     for line in [
-        "ecr_node_agent_auth_file_writes_total{result=\"success\"} 1",
         "ecr_node_agent_retries_pending 0",
         "ecr_node_agent_drift_repairs_total 0",
         "ecr_node_agent_build_info{version=",
@@ -74,7 +76,8 @@ fn metrics_and_probes_tell_how_things_stand() {
     std::fs::rename(node.auth_file(), other).unwrap();
     agent.wait("repaired", || node.auth_file().exists());
     agent.wait("ready again", || get(&address, "/readyz").0 == 200);
-    assert!(get(&address, "/metrics").1.contains("ecr_node_agent_drift_repairs_total 1"));
+    let counted = "ecr_node_agent_drift_repairs_total 1";
+    agent.wait(counted, || get(&address, "/metrics").1.contains(counted));
     assert_eq!(get(&address, "/").0, 404);
     assert_eq!(raw(&address, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").0, 405);
     agent.stop().expect(0, &[]);

@@ -509,7 +509,8 @@ fn connections_break_as_told_and_stopping_waits_for_none() {
         .unwrap();
     let before = Instant::now();
     drop(aws);
-    assert!(before.elapsed() < Duration::from_secs(1));
+    // A connection that hangs holds up nothing: it would for ever, whatever else the machine does.
+    assert!(before.elapsed() < Duration::from_secs(20));
 }
 
 #[test]
