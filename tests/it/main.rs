@@ -8,6 +8,7 @@ mod cluster;
 mod crash;
 mod credentials;
 mod daemon;
+mod docs;
 mod ecr;
 mod merge;
 mod needs;
