@@ -164,8 +164,15 @@ enum Subcommands {
         #[arg(long, value_name = "FORMAT", default_value = "text")]
         output: Output,
     },
-    /// Take our entries out of the auth files again, as for uninstalling.
+    /// Take our entries out of the auth files again, and undo `link`, as for uninstalling.
     Remove,
+    /// Make the auth file a relative symlink into a directory of ours beside it, for an agent that is shown only that
+    /// directory and not the kubelet's whole root. What the file holds, and what the kubelet reads, stays as it is.
+    Link {
+        /// Put the file back in its place, with what it holds now.
+        #[arg(long)]
+        undo: bool,
+    },
 }
 
 /// What to do.
@@ -185,6 +192,15 @@ pub enum Command {
         rule: Rule,
         /// How to tell.
         output: Output,
+    },
+    /// Move the auth files into a directory of ours and leave links.
+    Link {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// Put them back.
+        undo: bool,
+        /// Change nothing, only say what would change.
+        dry_run: bool,
     },
     /// Take our entries out.
     Remove {
@@ -273,6 +289,7 @@ impl Cli {
             Some(Subcommands::Status { output }) => {
                 Ok(Command::Status { auth_files, registries, rule, output })
             }
+            Some(Subcommands::Link { undo }) => Ok(Command::Link { auth_files, undo, dry_run: self.dry_run }),
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
             None => {
                 check_endpoints()?;

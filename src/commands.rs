@@ -24,6 +24,10 @@ pub fn run(command: Command) -> Ending {
             let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
             told(&round, dry_run)
         }
+        Command::Link { auth_files, undo, dry_run } => {
+            let round = runtime.block_on(refresh::link(&auth_files, undo, dry_run));
+            told(&round, dry_run)
+        }
         Command::Status { auth_files, registries, rule, output } => {
             status::run(&auth_files, &registries, &rule, output)
         }

@@ -14,6 +14,7 @@ use crate::report::ending::{Ending, chain};
 use crate::schedule::retry_delay;
 use crate::settings::Settings;
 use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Manner, Outcome};
+use crate::target::link::Link;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -118,11 +119,18 @@ pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     round
 }
 
-/// Takes everything of ours out of the auth files.
+/// Takes everything of ours out of the auth files, and undoes their links.
 pub async fn remove(auth_files: &[AuthFile], dry_run: bool) -> Round {
     let now = clock::now();
-    let published = on_each(auth_files, move |file| file.remove(now, dry_run)).await;
+    let published = on_each(auth_files, move |file| file.uninstall(now, dry_run)).await;
     Round { fetched: Vec::new(), published }
+}
+
+/// Moves the auth files into directories of ours and leaves links, or undoes that.
+pub async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> Round {
+    let now = clock::now();
+    let act = move |file: &AuthFile| if undo { file.unlink(dry_run) } else { file.link(now, dry_run) };
+    Round { fetched: Vec::new(), published: on_each(auth_files, act).await }
 }
 
 /// Whom to ask for what. Asks for the region, where it is not given.
@@ -304,6 +312,14 @@ fn tell(result: Result<Outcome, AuthFileError>) -> Result<Outcome, AuthFileError
                     }
                 }
                 Effect::Deleted(_) => info!("deleted: it was ours, and nothing was left in it"),
+            }
+            match &outcome.link {
+                None => {}
+                Some(Link::Made) => info!("linked: it is in our directory now"),
+                Some(Link::Undone { left }) if left.is_empty() => info!("the link is undone"),
+                Some(Link::Undone { left }) => {
+                    warn!(?left, "the link is undone; our directory stays, since something is left in it");
+                }
             }
         }
         Err(failure) => error!(error = chain(failure), "not published"),

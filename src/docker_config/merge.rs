@@ -99,10 +99,10 @@ pub fn plan(
     let mut ledger = before.clone().unwrap_or_default();
     // Somebody else's by now: what they put there is theirs, whatever its name.
     ledger.entries.retain(|key, record| document.digest(key).is_none_or(|digest| digest == record.digest));
-    ledger.taken_along.extend(taken_along);
-    if found == Found::Nothing {
+    if is_made(&document, found, &taken_along) {
         ledger.created = ledger.created.or(Some(Created::File));
     }
+    ledger.taken_along.extend(taken_along);
     let mut changes = Changes::default();
 
     let goes = |key: &String, record: &Record| match wanted.lapse.get(key) {
@@ -143,6 +143,39 @@ pub fn plan(
     Plan::Replace(document.to_bytes(), changes)
 }
 
+/// Whether there was no file, or none that anything lives on of.
+fn is_made(document: &Document<'_>, found: Found, taken_along: &BTreeMap<String, String>) -> bool {
+    let came_along = |key: &str| taken_along.contains_key(key);
+    let nothing_lives_on = !document.has_other_fields() && document.keys().all(came_along);
+    found == Found::Nothing || found == Found::Spoilt && nothing_lives_on
+}
+
+/// Plans the writing of what came along into `document` from a file that it hides. No entry of ours is in reach yet.
+#[must_use]
+pub fn bring_along(mut document: Document<'_>, found: Found, taken_along: BTreeMap<String, String>) -> Plan {
+    let mut ledger = document.ledger().cloned().unwrap_or_default();
+    if is_made(&document, found, &taken_along) {
+        ledger.created = ledger.created.or(Some(Created::File));
+    }
+    ledger.taken_along.extend(taken_along);
+    set_ledger(&mut document, ledger);
+    Plan::Replace(document.to_bytes(), Changes::default())
+}
+
+/// Whether nothing of somebody else's is lost when `document` makes way for `other`.
+#[must_use]
+pub fn adds_nothing(document: &Document<'_>, other: &Document<'_>) -> bool {
+    let is_ours = |key: &str, digest: &String| {
+        let record = document.ledger().and_then(|ledger| ledger.entries.get(key));
+        record.is_some_and(|record| record.digest == *digest)
+    };
+    let is_covered = |key: &str| {
+        let digest = document.digest(key);
+        other.digest(key) == digest || digest.is_some_and(|digest| is_ours(key, &digest))
+    };
+    !document.has_other_fields() && document.keys().all(is_covered)
+}
+
 /// Puts one entry in its place. Returns whether anything changed.
 fn put(
     entries: &mut Vec<(Name<'_>, Entry<'_>)>,
@@ -180,18 +213,20 @@ fn put(
 
 /// Plans the removal of all that is ours from `document`. An entry that somebody else has changed since is theirs.
 ///
-/// `hides_another` says whether the kubelet would find another file if this one were not there: then what came along
-/// from one is left to it, and a file of our making with nothing else in it is deleted.
+/// A file of our making with nothing else in it is deleted. `hides_another` says whether the kubelet would find another
+/// file then: what came along from that is left to it. A file that stays goes on hiding it, and keeps what came along.
 #[must_use]
 pub fn remove(mut document: Document<'_>, hides_another: bool) -> Plan {
     let Some(ledger) = document.ledger().cloned() else { return Plan::Keep };
-    let is_ours = |key: &&str| {
-        let written = ledger.entries.get(*key).map(|record| &record.digest);
-        let along = ledger.taken_along.get(*key).filter(|_| hides_another);
+    let is_ours = |key: &str, with_along: bool| {
+        let written = ledger.entries.get(key).map(|record| &record.digest);
+        let along = ledger.taken_along.get(key).filter(|_| with_along);
         let digest = document.digest(key);
         digest.is_some() && (digest.as_ref() == written || digest.as_ref() == along)
     };
-    let removed: Vec<String> = document.keys().filter(is_ours).map(str::to_owned).collect();
+    let made_file = ledger.created == Some(Created::File) && !document.has_other_fields();
+    let goes = hides_another && made_file && document.keys().all(|key| is_ours(key, true));
+    let removed: Vec<String> = document.keys().filter(|key| is_ours(key, goes)).map(str::to_owned).collect();
     if !removed.is_empty() {
         document.auths_mut().0.retain(|(name, _)| !removed.contains(&name.text));
     }
@@ -208,7 +243,7 @@ pub fn remove(mut document: Document<'_>, hides_another: bool) -> Plan {
         }
     }
     let changes = Changes { removed, ..Changes::default() };
-    if ledger.created == Some(Created::File) && nothing_left && !document.has_other_fields() {
+    if made_file && nothing_left {
         return Plan::Delete(changes);
     }
     Plan::Replace(document.to_bytes(), changes)

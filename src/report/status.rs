@@ -10,10 +10,12 @@ use crate::refresh::Round;
 use crate::schedule::Life;
 use crate::settings::Rule;
 use crate::target::auth_file::{AuthFile, Effect, Note};
+use crate::target::link::{DIRECTORY, Link};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// How `status` writes what it found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -278,8 +280,10 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     for published in &round.published {
         let path = published.path.display();
+        let link = published.result.as_ref().ok().and_then(|outcome| outcome.link.as_ref());
         match published.result.as_ref().map(|outcome| &outcome.effect) {
             Err(_) => writeln!(out, "{path}: cannot be changed")?,
+            Ok(Effect::Unchanged | Effect::ModeRestored) if link.is_some() => {}
             Ok(Effect::Unchanged | Effect::ModeRestored) => writeln!(out, "{path}: would stay as it is")?,
             Ok(Effect::Deleted(_)) => writeln!(out, "{path}: would be deleted: nothing would be left in it")?,
             Ok(Effect::Replaced(changes)) => {
@@ -299,6 +303,18 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
                 }
                 if !notes.clone().any(|note| matches!(note, Note::WouldSetAside { .. })) {
                     writeln!(out, "  everything else stays")?;
+                }
+            }
+        }
+        match link {
+            None => {}
+            Some(Link::Made) => {
+                writeln!(out, "{path}: would become a link to the same file in {DIRECTORY}/")?;
+            }
+            Some(Link::Undone { left }) => {
+                writeln!(out, "{path}: would no longer be a link")?;
+                for name in left {
+                    writeln!(out, "  keep    {DIRECTORY}/{}", Path::new(name).display())?;
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Read, merge and write happen under one lock. What cannot be worked with is refused and stays as it is; what the
 //! kubelet would ignore anyway is set aside first and its good rest lives on.
 
+use super::link::{DIRECTORY, Link};
 use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
 use crate::docker_config::document::{self, Document, Parsed, Spoilt, Unusable};
 use crate::docker_config::key::shown;
@@ -19,7 +20,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// A docker config is a few kilobytes. What is larger is something else.
-const MAX_SIZE: u64 = 1024 * 1024;
+pub(super) const MAX_SIZE: u64 = 1024 * 1024;
 /// As many symlinks in a row as Linux follows.
 const MAX_LINKS: usize = 40;
 /// How many copies of files that could not be read are kept beside an auth file. A program that damages it again and
@@ -58,6 +59,8 @@ pub struct Outcome {
     pub mode: Option<u32>,
     /// Whether the file is another one now, or would be in a dry run.
     pub effect: Effect,
+    /// What became of the link in the kubelet's root, or would in a dry run; `None` where it is as it was.
+    pub link: Option<Link>,
     /// Worth telling: what was found on the way.
     pub notes: Vec<Note>,
 }
@@ -116,6 +119,14 @@ pub enum Note {
         from: PathBuf,
         /// What was wrong.
         why: String,
+    },
+    /// Linking found two files, and the one that the kubelet reads counts.
+    #[error("{} was not what the kubelet reads, and has made way for that{}", path.display(), kept_as(copy.as_deref()))]
+    MadeWay {
+        /// The file in our directory.
+        path: PathBuf,
+        /// Where what it held is now, if anything would have been lost and there was room.
+        copy: Option<PathBuf>,
     },
     /// Users besides the owner may read the file, and so the token in it.
     #[error(
@@ -177,6 +188,14 @@ pub enum AuthFileError {
         /// What is in the way.
         why: &'static str,
     },
+    /// The layout cannot be changed.
+    #[error("{} was left as it is: {why}", path.display())]
+    NotLinked {
+        /// The auth file.
+        path: PathBuf,
+        /// What is in the way.
+        why: String,
+    },
     /// A symlink that somebody else may have planted, or too many of them.
     #[error("the symlink {} is not followed: {why}", path.display())]
     Symlink {
@@ -210,7 +229,7 @@ pub enum AuthFileError {
 }
 
 /// A file as it was read, under the lock.
-struct Opened {
+pub(super) struct Opened {
     directory: LockedDirectory,
     name: OsString,
     on_disk: Option<(File, FileStat)>,
@@ -223,9 +242,7 @@ impl AuthFile {
     /// # Errors
     /// When the file is not as wanted afterwards; it says what is there instead.
     pub fn publish(&self, wanted: &Wanted, manner: Manner) -> Result<Outcome, AuthFileError> {
-        if !self.named && Path::new(OPENSHIFT).exists() {
-            return Err(AuthFileError::OpenShift(self.path.clone()));
-        }
+        self.refuse_openshift()?;
         let opened = self.open(manner.dry_run)?;
         let mut notes = Vec::new();
         let (mut document, found, reasons) = self.judge(&opened)?;
@@ -240,6 +257,37 @@ impl AuthFile {
         self.carry_out(opened, &plan, reasons, manner, notes)
     }
 
+    /// Fails on an OpenShift node, unless the user named the file.
+    pub(super) fn refuse_openshift(&self) -> Result<(), AuthFileError> {
+        if !self.named && Path::new(OPENSHIFT).exists() {
+            return Err(AuthFileError::OpenShift(self.path.clone()));
+        }
+        Ok(())
+    }
+
+    /// Takes along what the file hides from the kubelet, ahead of a writer who will not see it. With `is_read` the kubelet
+    /// reads this file already, so that a whole one hides nothing new.
+    pub(super) fn bring_along(&self, is_read: bool, manner: Manner) -> Result<Outcome, AuthFileError> {
+        let opened = self.open(manner.dry_run)?;
+        let unchanged = |notes| Outcome { mode: None, effect: Effect::Unchanged, link: None, notes };
+        let (mut document, found, reasons) = match self.judge(&opened) {
+            // The kubelet reads it, and nobody has to write it for this.
+            Err(AuthFileError::CannotCarry { .. }) => return Ok(unchanged(Vec::new())),
+            judged => judged?,
+        };
+        if is_read && found == Found::Whole {
+            return Ok(unchanged(Vec::new()));
+        }
+        let mut notes = Vec::new();
+        let hidden = self.hidden();
+        let along = take_along(&mut document, hidden.as_ref(), &mut notes);
+        if along.is_empty() {
+            return Ok(unchanged(notes));
+        }
+        let plan = merge::bring_along(document, found, along);
+        self.carry_out(opened, &plan, reasons, manner, notes)
+    }
+
     /// Takes out what is ours, or with `dry_run` only says what that would change.
     ///
     /// # Errors
@@ -249,7 +297,7 @@ impl AuthFile {
         let (document, found, reasons) = self.judge(&opened)?;
         // What the kubelet ignores serves nobody: without entries of ours in it, it is not ours to mend.
         if found == Found::Nothing || document.ledger().is_none() {
-            return Ok(Outcome { mode: None, effect: Effect::Unchanged, notes: Vec::new() });
+            return Ok(Outcome { mode: None, effect: Effect::Unchanged, link: None, notes: Vec::new() });
         }
         let hides_another = self.hidden().is_some_and(|hidden| hidden.document().is_ok());
         let plan = merge::remove(document, hides_another);
@@ -325,10 +373,9 @@ impl AuthFile {
     }
 
     fn open(&self, dry_run: bool) -> Result<Opened, AuthFileError> {
-        let (directory, name) = self.resolve()?;
-        let path = directory.join(&name);
+        let (directory, name) = self.lock()?;
+        let path = directory.path().join(&name);
         let failed = |source| AuthFileError::Step { path: path.clone(), source };
-        let directory = LockedDirectory::lock(&directory).map_err(failed)?;
         if !dry_run {
             directory.clean(&name).map_err(failed)?;
         }
@@ -344,6 +391,22 @@ impl AuthFile {
                 .ok_or(AuthFileError::TooLarge(path))?,
         };
         Ok(Opened { directory, name, on_disk, bytes })
+    }
+
+    /// Locks the directory that the file is in. Whoever made or undid a link had it locked too, so what was resolved
+    /// before the wait is looked at again after it.
+    fn lock(&self) -> Result<(LockedDirectory, OsString), AuthFileError> {
+        let mut place = self.resolve()?;
+        for _ in 0..MAX_LINKS {
+            let locked = LockedDirectory::lock(&place.0)
+                .map_err(|source| AuthFileError::Step { path: place.0.join(&place.1), source })?;
+            let again = self.resolve()?;
+            if again == place {
+                return Ok((locked, place.1));
+            }
+            place = again;
+        }
+        Err(AuthFileError::Symlink { path: self.path.clone(), why: "it keeps changing" })
     }
 
     /// The document in the file, how it came about, and why the kubelet ignores the file, if it does.
@@ -395,7 +458,7 @@ impl AuthFile {
             if !reasons.is_empty() && effect != Effect::Unchanged {
                 notes.push(Note::WouldSetAside { reasons });
             }
-            return Ok(Outcome { mode: found, effect, notes });
+            return Ok(Outcome { mode: found, effect, link: None, notes });
         }
         if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
             notes.push(self.set_aside(&directory, &name, &bytes, reasons, manner.now)?);
@@ -420,7 +483,7 @@ impl AuthFile {
         let mode = (!matches!(effect, Effect::Deleted(_))
             && (found.is_some() || effect != Effect::Unchanged))
             .then_some(mode);
-        Ok(Outcome { mode, effect, notes })
+        Ok(Outcome { mode, effect, link: None, notes })
     }
 
     /// Copies a file that the kubelet ignores to `<name>.invalid-<time>`, unless such a copy is there already.
@@ -432,35 +495,10 @@ impl AuthFile {
         reasons: Vec<String>,
         now: Timestamp,
     ) -> Result<Note, AuthFileError> {
-        let name = name.to_string_lossy();
-        let prefix = format!("{name}.invalid-");
-        let time = now.strftime("%Y%m%dT%H%M%SZ");
-        let (copies, mut number) = match directory.names_with(&prefix) {
-            Ok(copies) => (copies, 1),
-            Err(source) => return Err(AuthFileError::SetAside { path: self.path.clone(), reasons, source }),
-        };
-        for copy in &copies {
-            if let Ok(OnDisk::File(file, stat)) = directory.open(copy)
-                && read_bounded(&file, &stat, MAX_SIZE).ok().flatten().is_some_and(|kept| *kept == bytes)
-            {
-                return Ok(Note::SetAside { reasons, copy: directory.path().join(copy) });
-            }
-        }
-        if copies.len() >= MAX_SET_ASIDE {
-            return Ok(Note::NotSetAside { reasons, path: directory.path().join(&*name) });
-        }
-        let mut copy = OsString::from(format!("{prefix}{time}"));
-        loop {
-            match directory.create(&copy, OsStr::new(&*name), bytes) {
-                Ok(()) => return Ok(Note::SetAside { reasons, copy: directory.path().join(copy) }),
-                Err(error) if error.errno == nix::errno::Errno::EEXIST && number < MAX_SET_ASIDE => {
-                    number += 1;
-                    copy = OsString::from(format!("{prefix}{time}-{number}"));
-                }
-                Err(source) => {
-                    return Err(AuthFileError::SetAside { path: self.path.clone(), reasons, source });
-                }
-            }
+        match keep_copy(directory, name, "invalid", bytes, now) {
+            Ok(Some(copy)) => Ok(Note::SetAside { reasons, copy }),
+            Ok(None) => Ok(Note::NotSetAside { reasons, path: directory.path().join(name) }),
+            Err(source) => Err(AuthFileError::SetAside { path: self.path.clone(), reasons, source }),
         }
     }
 
@@ -471,6 +509,8 @@ impl AuthFile {
     fn hidden(&self) -> Option<Hidden> {
         let home = self.kubelet_home.join(".docker");
         let here = self.path.parent().unwrap_or(Path::new("/"));
+        // In the linked layout an agent may know the file by its place in our directory; the kubelet's root is above it.
+        let here = here.parent().filter(|_| here.file_name() == Some(OsStr::new(DIRECTORY))).unwrap_or(here);
         let candidates = [
             (PathBuf::from("/config.json"), false),
             (home.join("config.json"), false),
@@ -504,6 +544,46 @@ impl AuthFile {
             }
         })
     }
+}
+
+/// Copies what `name` holds to `<name>.<why>-<time>`, unless such a copy is there already. `None` where there are so many
+/// that no further one was made.
+pub(super) fn keep_copy(
+    directory: &LockedDirectory,
+    name: &OsStr,
+    why: &str,
+    bytes: &[u8],
+    now: Timestamp,
+) -> Result<Option<PathBuf>, StepError> {
+    let prefix = format!("{}.{why}-", name.to_string_lossy());
+    let time = now.strftime("%Y%m%dT%H%M%SZ");
+    let copies = directory.names_with(&prefix)?;
+    for copy in &copies {
+        if let Ok(OnDisk::File(file, stat)) = directory.open(copy)
+            && read_bounded(&file, &stat, MAX_SIZE).ok().flatten().is_some_and(|kept| *kept == bytes)
+        {
+            return Ok(Some(directory.path().join(copy)));
+        }
+    }
+    if copies.len() >= MAX_SET_ASIDE {
+        return Ok(None);
+    }
+    let mut number = 1;
+    let mut copy = OsString::from(format!("{prefix}{time}"));
+    loop {
+        match directory.create(&copy, name, bytes) {
+            Ok(()) => return Ok(Some(directory.path().join(copy))),
+            Err(error) if error.errno == nix::errno::Errno::EEXIST && number < MAX_SET_ASIDE => {
+                number += 1;
+                copy = OsString::from(format!("{prefix}{time}-{number}"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn kept_as(copy: Option<&Path>) -> String {
+    copy.map_or_else(String::new, |copy| format!("; what it held is kept as {}", copy.display()))
 }
 
 /// Copies what `hidden` holds into `document`. Returns what came along, for the ledger.

@@ -1,4 +1,5 @@
 //! Places that a refresh publishes to.
 
 pub mod auth_file;
+pub mod link;
 pub mod replace;

@@ -5,10 +5,11 @@
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, unlinkat};
-use std::ffi::OsStr;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, linkat, symlinkat, unlinkat};
+use rustix::fs::{StatxAttributes, StatxFlags};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -80,8 +81,22 @@ impl LockedDirectory {
     /// When it is not there, is no directory, or stays locked (`EWOULDBLOCK`).
     pub fn lock(path: &Path) -> Result<Self, StepError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut directory =
-            nix::fcntl::open(path, flags, Mode::empty()).map_err(step("open the directory"))?;
+        let directory = nix::fcntl::open(path, flags, Mode::empty()).map_err(step("open the directory"))?;
+        Self::wait_for(directory, path)
+    }
+
+    /// Opens and locks the directory `name` in this one. A symlink is none.
+    ///
+    /// # Errors
+    /// As for [`Self::lock`].
+    pub fn lock_inside(&self, name: &OsStr) -> Result<Self, StepError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let directory =
+            openat(&*self.lock, name, flags, Mode::empty()).map_err(step("open the directory"))?;
+        Self::wait_for(directory, &self.path.join(name))
+    }
+
+    fn wait_for(mut directory: OwnedFd, path: &Path) -> Result<Self, StepError> {
         for _ in 1..LOCK_TRIES {
             directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self { path: path.to_owned(), lock }),
@@ -97,6 +112,43 @@ impl LockedDirectory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory's owner and mode.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn stat(&self) -> Result<FileStat, StepError> {
+        fstat(&*self.lock).map_err(step("look at the directory"))
+    }
+
+    /// Gives the directory these permission bits.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn set_own_mode(&self, mode: Mode) -> Result<(), StepError> {
+        fchmod(&*self.lock, mode).map_err(step("give the directory its mode"))
+    }
+
+    /// Whether something is mounted on the directory, as far as the kernel tells (from Linux 5.8 on).
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        let statx = rustix::fs::statx(&*self.lock, "", rustix::fs::AtFlags::EMPTY_PATH, StatxFlags::empty());
+        statx.is_ok_and(|found| {
+            (found.stx_attributes & found.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT)
+        })
+    }
+
+    /// What the symlink `name` says, or `None` where there is no symlink.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn link_target(&self, name: &OsStr) -> Result<Option<OsString>, StepError> {
+        match readlinkat(&*self.lock, name) {
+            Ok(target) => Ok(Some(target)),
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
+            Err(errno) => Err(step("read the symlink")(errno)),
+        }
     }
 
     /// Opens what stands under `name`, if it is a regular file. Never follows a symlink, never blocks.
@@ -151,12 +203,81 @@ impl LockedDirectory {
     ) -> Result<(), ReplaceError> {
         let temporary = temporary_name(name);
         let written = self.write(&temporary, bytes, like).and_then(|()| {
-            nix::fcntl::renameat(&*self.lock, &*temporary, &*self.lock, name)
+            renameat(&*self.lock, &*temporary, &*self.lock, name)
                 .map_err(step("rename the temporary file over the old one"))
         });
-        if let Err(error) = written {
+        self.settle(&temporary, written)
+    }
+
+    /// Gives the file `name` of `other` the same name here, in place of what has it: one file under both names, with all
+    /// that makes it what it is. They must not be one file already: then a rename does nothing.
+    ///
+    /// # Errors
+    /// Each says whether the old file is still there. `EXDEV` where one of the two is mounted.
+    pub fn adopt(&self, name: &OsStr, other: &Self) -> Result<(), ReplaceError> {
+        let temporary = temporary_name(name);
+        let linked = linkat(&*other.lock, name, &*self.lock, &*temporary, AtFlags::empty())
+            .map_err(step("give the file a second name"))
+            .and_then(|()| {
+                renameat(&*self.lock, &*temporary, &*self.lock, name)
+                    .map_err(step("rename the second name into its place"))
+            });
+        self.settle(&temporary, linked)
+    }
+
+    /// Puts a symlink to `target` in the place of `name`.
+    ///
+    /// # Errors
+    /// Each says whether the old file is still there.
+    pub fn replace_by_link(&self, name: &OsStr, target: &Path) -> Result<(), ReplaceError> {
+        let temporary = temporary_name(name);
+        let linked =
+            symlinkat(target, &*self.lock, &*temporary).map_err(step("make the symlink")).and_then(|()| {
+                renameat(&*self.lock, &*temporary, &*self.lock, name)
+                    .map_err(step("rename the symlink into its place"))
+            });
+        self.settle(&temporary, linked)
+    }
+
+    /// Makes the symlink `name` to `target`, where nothing has that name.
+    ///
+    /// # Errors
+    /// `EEXIST` where something has.
+    pub fn create_link(&self, name: &OsStr, target: &Path) -> Result<(), StepError> {
+        symlinkat(target, &*self.lock, name).map_err(step("make the symlink"))?;
+        self.sync()
+    }
+
+    /// Makes the directory `name`, for its owner alone, unless something has that name.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create_directory(&self, name: &OsStr) -> Result<(), StepError> {
+        match mkdirat(&*self.lock, name, Mode::S_IRWXU) {
+            Ok(()) => self.sync(),
+            Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(step("make the directory")(errno)),
+        }
+    }
+
+    /// Removes the directory `name`, if nothing is in it. Returns whether it is gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn delete_directory(&self, name: &OsStr) -> Result<bool, StepError> {
+        match unlinkat(&*self.lock, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) => self.sync().map(|()| true),
+            Err(Errno::ENOENT) => Ok(true),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(step("remove the directory")(errno)),
+        }
+    }
+
+    /// Makes a rename durable, or takes back what was there for it.
+    fn settle(&self, temporary: &OsStr, renamed: Result<(), StepError>) -> Result<(), ReplaceError> {
+        if let Err(error) = renamed {
             // What is left of the temporary file is not worth an error beside this one: the next run removes it.
-            unlinkat(&*self.lock, &*temporary, UnlinkatFlags::NoRemoveDir).ok();
+            unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir).ok();
             return Err(ReplaceError::Untouched(error));
         }
         self.sync().map_err(ReplaceError::NotDurable)
@@ -170,7 +291,7 @@ impl LockedDirectory {
     pub fn create(&self, copy: &OsStr, name: &OsStr, bytes: &[u8]) -> Result<(), StepError> {
         let temporary = temporary_name(name);
         let linked = self.write(&temporary, bytes, None).and_then(|()| {
-            nix::unistd::linkat(&*self.lock, &*temporary, &*self.lock, copy, AtFlags::empty())
+            linkat(&*self.lock, &*temporary, &*self.lock, copy, AtFlags::empty())
                 .map_err(step("give the copy its name"))
         });
         let removed = self.clean(name);
@@ -192,7 +313,7 @@ impl LockedDirectory {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn names_with(&self, prefix: &str) -> Result<Vec<std::ffi::OsString>, StepError> {
+    pub fn names_with(&self, prefix: &str) -> Result<Vec<OsString>, StepError> {
         use std::os::unix::ffi::OsStrExt as _;
 
         let failed = "list the directory";
@@ -262,8 +383,8 @@ pub fn set_mode(file: &File, mode: u32) -> Result<(), ReplaceError> {
 
 /// The name of the temporary file for `name`. Fixed, since only the holder of the lock makes one: so what a killed run
 /// left is known by name.
-fn temporary_name(name: &OsStr) -> std::ffi::OsString {
-    let mut temporary = std::ffi::OsString::from(".ecr-node-agent-");
+fn temporary_name(name: &OsStr) -> OsString {
+    let mut temporary = OsString::from(".ecr-node-agent-");
     temporary.push(name);
     temporary.push(".tmp");
     temporary

@@ -270,6 +270,19 @@ fn a_spoilt_file_hid_nothing_and_a_whole_one_does() {
     node.write("home/.dockercfg", hidden);
     node.once(&[]).expect(0, &["is hidden by this file from now on"]);
 
+    // Nothing of it lives on, so the hidden file counts again afterwards.
+    let auth_file = node.auth_file();
+    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["deleted"]);
+
+    // Where the file stays, it goes on hiding the other, and keeps what came along.
+    let node = Node::with_auth_file("{\"auths\":{\"b.example\":{},\"c.example\":[]}}");
+    node.write("home/.dockercfg", hidden);
+    node.once(&[]).expect(0, &["is hidden by this file from now on"]);
+    let auth_file = node.auth_file();
+    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["removed"]);
+    let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["b.example", "a.example"]);
+
     let node = Node::with_auth_file(FOREIGN);
     node.write("home/.dockercfg", hidden);
     node.once(&[]).expect(0, &[]);

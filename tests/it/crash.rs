@@ -55,20 +55,28 @@ impl Start {
 /// Runs a refresh under `strace`, which looks at the calls on the kubelet's root and what is in it, and does what
 /// `inject` says.
 fn traced(node: &Node, inject: Option<&str>) -> (Run, String) {
-    let (log, root) = (node.path("strace.log"), node.path("kubelet"));
-    let paths = [root.clone(), node.auth_file(), root.join(".ecr-node-agent-config.json.tmp")];
-    let paths = paths.map(|path| path.to_str().unwrap().to_owned());
+    traced_run(node, "--once", &[], inject)
+}
+
+/// As [`traced`], for another command.
+pub fn traced_run(node: &Node, command: &str, more: &[&str], inject: Option<&str>) -> (Run, String) {
+    let log = node.path("strace.log");
+    let inside = ["", "/config.json", "/.ecr-node-agent-config.json.tmp"];
+    let directories = ["kubelet", "kubelet/ecr-node-agent"];
+    let paths = directories.map(|directory| inside.map(|name| node.path(&format!("{directory}{name}"))));
+    let paths = paths.concat();
+    let paths: Vec<&str> = paths.iter().map(|path| path.to_str().unwrap()).collect();
     let mut wrapper = vec!["strace", "-f", "-y", "-o", log.to_str().unwrap()];
     wrapper.extend(paths.iter().flat_map(|path| ["-P", path]));
     wrapper.extend(inject.iter().flat_map(|inject| ["-e", inject]));
     let auth_file = node.auth_file();
-    let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
+    let arguments = [&[command, "--auth-file", auth_file.to_str().unwrap()], more].concat();
     let output = node.command(&wrapper, &arguments).output().unwrap();
     (node.checked(&output), fs::read_to_string(log).unwrap_or_default())
 }
 
 /// How often each system call is made.
-fn calls(log: &str) -> BTreeMap<String, usize> {
+pub fn calls(log: &str) -> BTreeMap<String, usize> {
     let mut calls = BTreeMap::new();
     for line in log.lines() {
         let call = line.split_whitespace().nth(1).and_then(|call| call.split_once('(')).map(|(name, _)| name);
@@ -123,8 +131,8 @@ fn a_failing_system_call_leaves_the_old_file_and_is_told() {
         ("fsync:error=EIO:when=1", "cannot sync the temporary file: EIO", true),
         ("renameat:error=EIO", "cannot rename the temporary file over the old one: EIO", true),
         ("renameat:error=EBUSY", "is a mount of its own", true),
-        ("openat:error=EACCES:when=3", "cannot open the file: EACCES", true),
-        ("openat:error=EROFS:when=4", "cannot create the temporary file: EROFS", true),
+        ("openat:error=EACCES:when=4", "cannot open the file: EACCES", true),
+        ("openat:error=EROFS:when=5", "cannot create the temporary file: EROFS", true),
         ("flock:error=ENOLCK:when=1", "cannot lock the directory: ENOLCK", true),
         ("read:error=EIO", "cannot read", true),
         ("fsync:error=EIO:when=2", "after a power cut the previous file may be back", false),

@@ -10,6 +10,7 @@ mod credentials;
 mod daemon;
 mod docs;
 mod ecr;
+mod link;
 mod merge;
 mod needs;
 mod node;
