@@ -21,7 +21,7 @@ use crate::target::auth_file::{AuthFile, Effect, Manner};
 use crate::trigger::signal::{Asked, Signals};
 use crate::trigger::timer::{Deadline, Now, Timer};
 use crate::trigger::watch::{Interests, Seen, Watch};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,8 @@ const CREDENTIALS_PAUSE: Duration = Duration::from_secs(10);
 const ASK_PAUSE: Duration = Duration::from_secs(1);
 /// Files that change without drift are not looked at more often than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Clocks are slewed by less, and set by more.
+const CLOCK_STEP: SignedDuration = SignedDuration::from_secs(1);
 /// A watch that breaks again and again is not set up more often than this.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -89,6 +91,7 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
     agent.look_around(clock::both());
     loop {
         let now = clock::both();
+        agent.mind_the_clock(now);
         agent.start_what_is_due(now);
         supervisor::tell(&agent.in_words(now));
         let mut next = agent.next(now);
@@ -176,6 +179,8 @@ enum Wish {
 }
 
 struct Agent {
+    /// When the loop came round last.
+    clock: Now,
     metrics: Metrics,
     settings: Settings,
     daemon: Daemon,
@@ -208,6 +213,7 @@ impl Agent {
     fn new(settings: Settings, daemon: Daemon, metrics: Metrics) -> Self {
         let now = clock::both();
         Self {
+            clock: now,
             metrics,
             settings,
             daemon,
@@ -292,6 +298,21 @@ impl Agent {
             at(again);
         }
         next
+    }
+
+    /// What was refused for the sake of a clock that was wrong need not wait once it is set. Set forward, it has woken all
+    /// that waits anyway; set back, nothing.
+    fn mind_the_clock(&mut self, now: Now) {
+        let step = now.step_since(std::mem::replace(&mut self.clock, now));
+        if step.abs() < CLOCK_STEP {
+            return;
+        }
+        info!(by_s = step.as_secs(), "somebody has set the clock");
+        for post in self.posts.iter_mut().flatten() {
+            if !post.asking && post.refusal.as_ref().is_some_and(Refusal::may_be_the_clock) {
+                post.next = post.next.earlier(now.after(post.pause(now)));
+            }
+        }
     }
 
     fn start_what_is_due(&mut self, now: Now) {

@@ -152,6 +152,13 @@ impl Refusal {
     pub fn is_about_the_caller(&self) -> bool {
         matches!(self, Self::NoCredentials { .. } | Self::BadCredentials { .. } | Self::NoRegion { .. })
     }
+
+    /// Whether this node's clock may be to blame: signatures, certificates and tokens are good for a time.
+    #[must_use]
+    pub fn may_be_the_clock(&self) -> bool {
+        let expired = matches!(self, Self::BadAnswer(AnswerError::Expired(_)));
+        expired || matches!(self, Self::Clock { .. } | Self::Untrusted { .. })
+    }
 }
 
 fn clock(ahead: Option<i64>) -> String {

@@ -60,6 +60,13 @@ impl Now {
         Deadline { wall, boot: self.boot.saturating_add(delay) }
     }
 
+    /// How far somebody has set the wall clock since `earlier`: forward, or back where it is negative.
+    #[must_use]
+    pub fn step_since(&self, earlier: Self) -> SignedDuration {
+        let boot = SignedDuration::try_from(self.boot.saturating_sub(earlier.boot));
+        self.wall.duration_since(earlier.wall).saturating_sub(boot.unwrap_or(SignedDuration::MAX))
+    }
+
     /// Whether `deadline` has come.
     #[must_use]
     pub fn is_past(&self, deadline: Deadline) -> bool {
@@ -162,6 +169,21 @@ mod tests {
         let past = start.until("2026-11-23T09:00:00Z".parse().unwrap());
         assert!(start.is_past(past));
         assert_eq!(start.after(Duration::MAX).wall, Timestamp::MAX);
+    }
+
+    #[test]
+    fn a_step_is_what_the_time_since_boot_does_not_explain() {
+        let start = now("2026-11-23T10:00:00Z", 1000);
+        let cases = [
+            ("2026-11-23T10:00:00Z", 1000, 0),
+            ("2026-11-23T11:00:00Z", 4600, 0), // an hour, or a sleep of an hour
+            ("2026-11-24T11:00:00Z", 4600, 86_400),
+            ("2026-11-22T11:00:00Z", 4600, -86_400),
+        ];
+        for (wall, boot_s, step_s) in cases {
+            let step = now(wall, boot_s).step_since(start);
+            assert_eq!(step, SignedDuration::from_secs(step_s), "{wall}, {boot_s} s after boot");
+        }
     }
 
     #[tokio::test]

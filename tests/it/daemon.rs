@@ -67,13 +67,6 @@ fn a_start_that_finds_a_good_token_asks_nobody() {
     agent.stop().expect(0, &[]);
 }
 
-/// How long it waits after what has failed last.
-fn last_delay(said: &str) -> Duration {
-    let last = said.rsplit("\"retry_in\":\"").next().and_then(|rest| rest.split('"').next());
-    last.and_then(|text| text.parse::<SignedDuration>().ok())
-        .map_or(Duration::ZERO, SignedDuration::unsigned_abs)
-}
-
 /// Damages a file, and says whether it is mended.
 type Drift = (&'static str, fn(&Node), fn(&Node) -> bool);
 
@@ -206,7 +199,7 @@ fn rotated_credentials_are_used_as_soon_as_they_are_there() {
     let directory = node.path("secret");
     let agent = node.start(&["--aws-credentials-dir", directory.to_str().unwrap()]);
     // Until the next try by itself is further away than this test waits.
-    agent.wait("a long back-off", || last_delay(&agent.said()) > Duration::from_secs(5));
+    agent.wait("a long back-off", || agent.last_delay() > Duration::from_secs(5));
     secret("..2", ID);
     swap("..2");
     agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));

@@ -4,6 +4,7 @@
 
 mod auth_file;
 mod cli;
+mod clock;
 mod cluster;
 mod crash;
 mod credentials;

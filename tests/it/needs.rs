@@ -2,6 +2,7 @@
 //! `ECR_NODE_AGENT_TEST_ALL=1`, as in CI, it fails instead.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Something that not every machine has.
@@ -13,6 +14,9 @@ pub enum Need {
     Strace,
     /// `promtool`, of Prometheus.
     Promtool,
+    /// A virtual machine: `qemu-system-x86_64`, a static `busybox`, and Debian's kernel, which
+    /// `ECR_NODE_AGENT_TEST_KERNEL` names.
+    VirtualMachine,
     /// Mounts in a namespace of their own (`unshare`, root).
     Mounts,
     /// Extended attributes in `security.`, on the file system of the temporary directory.
@@ -45,6 +49,11 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
             Self::Promtool => works("promtool", &["--version"]),
+            Self::VirtualMachine => {
+                works("qemu-system-x86_64", &["--version"])
+                    && works("busybox", &["true"])
+                    && kernel().is_some_and(|kernel| kernel.is_file())
+            }
             Self::Mounts => {
                 Self::Root.is_here()
                     && works(
@@ -60,6 +69,19 @@ impl Need {
             Self::ApiServer => crate::cluster::is_here(),
         }
     }
+}
+
+/// The kernel of the virtual machine.
+pub fn kernel() -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    std::env::var_os("ECR_NODE_AGENT_TEST_KERNEL").map(PathBuf::from)
+}
+
+/// Where a program is found.
+pub fn found(program: &str) -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
 }
 
 fn works(program: &str, arguments: &[&str]) -> bool {

@@ -246,6 +246,21 @@ impl Running<'_> {
         self.wait(&format!("`{text}`, {times} times"), || self.said().matches(text).count() >= times);
     }
 
+    /// How long it waits after what has failed last.
+    pub fn last_delay(&self) -> Duration {
+        let said = self.said();
+        let last = said.rsplit("\"retry_in\":\"").next().and_then(|rest| rest.split('"').next());
+        let last = last.and_then(|text| text.parse::<jiff::SignedDuration>().ok());
+        last.map_or(Duration::ZERO, jiff::SignedDuration::unsigned_abs)
+    }
+
+    /// The CPU time that it has used, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
