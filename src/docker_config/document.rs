@@ -56,6 +56,17 @@ pub struct Parsed<'a> {
     pub document: Document<'a>,
     /// What spoils the file for the kubelet; empty for a file that it accepts.
     pub spoilt: Vec<Spoilt>,
+    /// What the kubelet accepts here, and we could not write again as it is.
+    not_to_carry: Option<&'static str>,
+}
+
+/// Which of its two kinds of files the kubelet reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// `config.json`, whose entries stand under `auths`.
+    DockerConfig,
+    /// `.dockercfg`, whose entries stand at the top level.
+    Legacy,
 }
 
 /// Something that makes the kubelet ignore a whole file.
@@ -97,15 +108,31 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
         Ok(text) => text,
         Err(replaced) => return Err(not_utf8(parse_text(&replaced))),
     };
-    parse_text(text)
+    let parsed = parse_text(text)?;
+    match parsed.not_to_carry {
+        Some(why) => Err(parsed.unusable(why)),
+        None => Ok(parsed),
+    }
+}
+
+/// Parses for reading alone: what could not be written again as it is does not count. `text` is the file's, as Go reads
+/// it ([`json::replaced`]).
+///
+/// # Errors
+/// [`Unusable::Invalid`], where the kubelet would not read it.
+pub(super) fn parse_to_read(text: &str, shape: Shape) -> Result<Parsed<'_>, Unusable> {
+    match shape {
+        Shape::DockerConfig => parse_text(text),
+        Shape::Legacy => parse_legacy_text(text),
+    }
 }
 
 fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
     if json::too_deep(text) {
         return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
     }
-    let mut parsed = Parsed { document: Document::default(), spoilt: Vec::new() };
-    if text.trim_matches([' ', '\t', '\r', '\n']) == "null" {
+    let mut parsed = Parsed { document: Document::default(), spoilt: Vec::new(), not_to_carry: None };
+    if json::trim(text) == "null" {
         return Ok(parsed);
     }
     let mut later_version = false;
@@ -125,10 +152,9 @@ fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
         parsed.document.members.extend(part.map(|part| (name, part)));
     }
     if parsed.document.members.iter().filter(|(_, part)| part.is_auths()).count() > 1 {
-        return Err(parsed.unusable("`auths` stands in it more than once, which the kubelet merges"));
-    }
-    if later_version {
-        return Err(parsed.unusable("its `ecr-node-agent` was written by a later version of this program"));
+        parsed.not_to_carry = Some("`auths` stands in it more than once, which the kubelet merges");
+    } else if later_version {
+        parsed.not_to_carry = Some("its `ecr-node-agent` was written by a later version of this program");
     }
     Ok(parsed)
 }
@@ -150,9 +176,10 @@ fn parse_legacy_text(text: &str) -> Result<Parsed<'_>, Unusable> {
         return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
     }
     let mut spoilt = Vec::new();
-    let part = parse_auths(text.trim(), &mut spoilt)
+    let part = parse_auths(json::trim(text), &mut spoilt)
         .ok_or_else(|| Unusable::Invalid("it is no object of entries".to_owned()))?;
-    Ok(Parsed { document: Document { members: vec![(Name::new("auths"), part)] }, spoilt })
+    let document = Document { members: vec![(Name::new("auths"), part)] };
+    Ok(Parsed { document, spoilt, not_to_carry: None })
 }
 
 fn members(text: &str) -> Result<Vec<Member<'_>>, Unusable> {
@@ -169,7 +196,7 @@ fn members(text: &str) -> Result<Vec<Member<'_>>, Unusable> {
 /// The text of a file, or, where it is not UTF-8, the text as Go would read it.
 fn text_of(bytes: &[u8]) -> Result<&str, Zeroizing<String>> {
     // Go reads invalid UTF-8 inside a string as U+FFFD. Outside a string it is a syntax error, replaced or not.
-    std::str::from_utf8(bytes).map_err(|_| Zeroizing::new(String::from_utf8_lossy(bytes).into_owned()))
+    std::str::from_utf8(bytes).map_err(|_| json::replaced(bytes))
 }
 
 /// What becomes of a file that is not UTF-8: if the kubelet accepts it, nobody touches it.
@@ -254,7 +281,7 @@ impl Entry<'_> {
     }
 
     /// User and password in this entry, as the kubelet decodes them.
-    fn credentials(&self) -> Option<Credentials> {
+    pub(super) fn credentials(&self) -> Option<Credentials> {
         match self {
             Self::Ours(auth) => entry::decode_auth(auth).ok(),
             Self::AsItWas(text) => entry::decode(text).ok(),
@@ -324,6 +351,22 @@ impl<'a> Document<'a> {
     #[must_use]
     pub fn has_other_fields(&self) -> bool {
         self.members.iter().any(|(_, part)| matches!(part, Part::Foreign(_)))
+    }
+
+    /// The entries that the kubelet ends up with: of doubles the last, and of several `auths` their union since the last
+    /// one that is null.
+    pub(super) fn all_entries(&self) -> BTreeMap<&str, &Entry<'a>> {
+        let mut all = BTreeMap::new();
+        for (_, part) in &self.members {
+            match part {
+                Part::NullAuths => all.clear(),
+                Part::Auths(entries) => {
+                    all.extend(entries.iter().map(|(name, entry)| (name.text.as_str(), entry)));
+                }
+                Part::Foreign(_) | Part::Ledger(_) => {}
+            }
+        }
+        all
     }
 
     pub(super) fn entries(&self) -> &[(Name<'a>, Entry<'a>)] {

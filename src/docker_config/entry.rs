@@ -90,7 +90,7 @@ pub fn decode_auth(auth: &SecretString) -> Result<Credentials, EntryProblem> {
             .decode(text.as_bytes())
             .map_err(|_| EntryProblem::NotBase64)?,
     );
-    let decoded = Zeroizing::new(String::from_utf8_lossy(&decoded).into_owned());
+    let decoded = json::replaced(&decoded);
     let (username, password) = decoded.split_once(':').ok_or(EntryProblem::NoColon)?;
     Ok(Credentials { username: username.to_owned(), password: SecretString::from(password) })
 }

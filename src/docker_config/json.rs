@@ -4,6 +4,7 @@
 //! stand twice, lone surrogates become U+FFFD, numbers may be out of range, nesting may be 10,000 deep. So values
 //! that are not ours stay raw text: what is never decoded cannot be changed.
 
+use secrecy::zeroize::Zeroizing;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -83,10 +84,30 @@ pub fn string(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Bytes as Go shows them in a string: U+FFFD for each one that is no UTF-8.
+///
+/// `String::from_utf8_lossy` makes one of a whole cut-off character.
+#[must_use]
+pub fn replaced(bytes: &[u8]) -> Zeroizing<String> {
+    // Sized up front: a string that grows leaves copies of what it held behind. U+FFFD is three bytes long.
+    let mut text = Zeroizing::new(String::with_capacity(3 * bytes.len()));
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(std::iter::repeat_n('\u{FFFD}', chunk.invalid().len()));
+    }
+    text
+}
+
 /// `text` as a JSON string, quotes included.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
+}
+
+/// `text` without the white space that JSON knows, which is less than Unicode's.
+#[must_use]
+pub fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t', '\r', '\n'])
 }
 
 /// Whether Go takes `name` for its struct's field `field` (given in lower case).

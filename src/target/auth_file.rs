@@ -415,8 +415,10 @@ impl AuthFile {
             return Ok((Document::default(), Found::Nothing, Vec::new()));
         }
         match document::parse(&opened.bytes) {
-            Ok(Parsed { document, spoilt }) if spoilt.is_empty() => Ok((document, Found::Whole, Vec::new())),
-            Ok(Parsed { document, spoilt }) => {
+            Ok(Parsed { document, spoilt, .. }) if spoilt.is_empty() => {
+                Ok((document, Found::Whole, Vec::new()))
+            }
+            Ok(Parsed { document, spoilt, .. }) => {
                 Ok((document, Found::Spoilt, spoilt.iter().map(Spoilt::to_string).collect()))
             }
             Err(Unusable::CannotCarry(why)) => {
@@ -628,7 +630,7 @@ impl Hidden {
         let bytes = self.bytes.as_ref().map_err(|why| NotADocument::Unreadable(why.clone()))?;
         let parsed = if self.legacy { document::parse_legacy(bytes) } else { document::parse(bytes) };
         match parsed {
-            Ok(Parsed { document, spoilt }) if spoilt.is_empty() => Ok(document),
+            Ok(Parsed { document, spoilt, .. }) if spoilt.is_empty() => Ok(document),
             Ok(_) | Err(Unusable::Invalid(_)) => Err(NotADocument::Ignored),
             Err(Unusable::CannotCarry(why)) => Err(NotADocument::Unreadable(why.to_owned())),
         }
