@@ -1,6 +1,8 @@
 //! The command line: every option, its variable and its default, and what they mean together.
 
 use crate::clock;
+use crate::docker_config::image::Image;
+use crate::docker_config::search::Kubelet;
 use crate::ecr::client::{Identity, is_endpoint};
 use crate::ecr::http::Trust;
 use crate::ecr::registry::{Region, Registry, RoleArn};
@@ -173,6 +175,22 @@ enum Subcommands {
         #[arg(long)]
         undo: bool,
     },
+    /// Tell which credentials the kubelet would try for an image, and why not others. The first --auth-file is the one in
+    /// the kubelet's root directory. Exits 1 unless there is a usable credential for every image.
+    Explain {
+        /// The images, as they stand in pods.
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<Image>,
+        /// How to write it.
+        #[arg(long, value_name = "FORMAT", default_value = "text")]
+        output: Output,
+        /// HOME in the kubelet's environment; empty if it has none there. [default: this program's, or else /root]
+        #[arg(long, value_name = "DIR")]
+        kubelet_home: Option<Maybe<PathBuf>>,
+        /// The kubelet's working directory.
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        kubelet_working_dir: PathBuf,
+    },
 }
 
 /// What to do.
@@ -201,6 +219,15 @@ pub enum Command {
         undo: bool,
         /// Change nothing, only say what would change.
         dry_run: bool,
+    },
+    /// Tell which credentials the kubelet would try.
+    Explain {
+        /// Where it looks for them.
+        kubelet: Kubelet,
+        /// The images.
+        images: Vec<Image>,
+        /// How to tell.
+        output: Output,
     },
     /// Take our entries out.
     Remove {
@@ -290,6 +317,10 @@ impl Cli {
                 Ok(Command::Status { auth_files, registries, rule, output })
             }
             Some(Subcommands::Link { undo }) => Ok(Command::Link { auth_files, undo, dry_run: self.dry_run }),
+            Some(Subcommands::Explain { images, output, kubelet_home, kubelet_working_dir }) => {
+                let kubelet = kubelet(auth_files, kubelet_home, kubelet_working_dir)?;
+                Ok(Command::Explain { kubelet, images, output })
+            }
             Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
             None => {
                 check_endpoints()?;
@@ -343,6 +374,26 @@ fn auth_files(paths: Vec<PathBuf>) -> Result<Vec<AuthFile>, UsageError> {
     let paths = if named { paths } else { vec![PathBuf::from(DEFAULT_AUTH_FILE)] };
     let kubelet_home = variable("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
     Ok(paths.into_iter().map(|path| AuthFile { path, named, kubelet_home: kubelet_home.clone() }).collect())
+}
+
+/// The kubelet whose first file is the first of ours.
+fn kubelet(
+    auth_files: Vec<AuthFile>,
+    home: Option<Maybe<PathBuf>>,
+    working_dir: PathBuf,
+) -> Result<Kubelet, UsageError> {
+    let file = auth_files.into_iter().next().unwrap_or_else(|| AuthFile {
+        path: PathBuf::from(DEFAULT_AUTH_FILE),
+        named: false,
+        kubelet_home: PathBuf::from("/root"),
+    });
+    let Kubelet { auth_file, home: usual_home, .. } = file.kubelet();
+    let home = home.map_or(usual_home, |home| home.0);
+    if let Some(path) = home.iter().chain([&working_dir]).find(|path| !path.is_absolute()) {
+        let option = if home.as_ref() == Some(path) { "--kubelet-home" } else { "--kubelet-working-dir" };
+        return Err(UsageError::Relative { option, path: path.clone() });
+    }
+    Ok(Kubelet { auth_file, working_dir, home })
 }
 
 /// Whose certificates to accept. The AWS SDK for Rust knows none of these variables, other AWS programs know them all.

@@ -2,11 +2,13 @@
 
 use crate::agent;
 use crate::cli::Command;
+use crate::clock;
 use crate::ecr::client::Ecr;
 use crate::refresh::{self, Round};
 use crate::report::ending::{Ending, failed};
 use crate::report::status;
 use crate::settings::Settings;
+use crate::{explain, report};
 use std::sync::Arc;
 
 /// Runs a command to its end.
@@ -30,6 +32,11 @@ pub fn run(command: Command) -> Ending {
         }
         Command::Status { auth_files, registries, rule, output } => {
             status::run(&auth_files, &registries, &rule, output)
+        }
+        Command::Explain { kubelet, images, output } => {
+            let now = clock::now();
+            let places = explain::look(&kubelet);
+            report::explain::print(&explain::explain(kubelet, places, images, now), output, now)
         }
     };
     // Whatever is under way still has had its time.

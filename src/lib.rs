@@ -17,6 +17,7 @@ pub mod clock;
 pub mod commands;
 pub mod docker_config;
 pub mod ecr;
+pub mod explain;
 pub mod refresh;
 pub mod report;
 pub mod schedule;

@@ -16,7 +16,7 @@ use std::cmp::Reverse;
 const HUB: &[u8] = b"index.docker.io";
 
 /// The credentials of one file, as the kubelet files them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Keyring {
     /// In the order in which the kubelet goes through them; what is no URL comes last.
     entries: Vec<Entry>,

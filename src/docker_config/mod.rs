@@ -12,6 +12,7 @@
 //! | [`ledger`] | our own top-level key: which entries are ours, and until when they are good |
 //! | [`document`] | a whole document: parse, judge, serialise |
 //! | [`merge`] | what a publish or a removal has to do to it |
+//! | [`search`] | where the kubelet looks for documents, and which one it uses |
 //!
 //! The kubelet's rules stand in its `pkg/credentialprovider` (`config.go`, `keyring.go`), the same from 1.23 to 1.37.
 
@@ -23,3 +24,4 @@ pub mod key;
 pub mod keyring;
 pub mod ledger;
 pub mod merge;
+pub mod search;

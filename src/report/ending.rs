@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum Ending {
     /// Done.
     Done = 0,
-    /// Unexpected; for `status`, an entry is missing or expired.
+    /// Unexpected; for `status`, an entry is missing or expired; for `explain`, an image has no usable credential.
     Unexpected = 1,
     /// The command line cannot be meant.
     Usage = 2,

@@ -266,7 +266,7 @@ impl EntryStatus {
 }
 
 /// `in 11h 3m`, `5m ago`.
-fn relative(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn relative(at: Timestamp, now: Timestamp) -> String {
     let span = at.duration_since(now);
     let whole = SignedDuration::from_secs(span.as_secs().abs() / 60 * 60);
     if span.is_negative() { format!("{whole:#} ago") } else { format!("in {whole:#}") }

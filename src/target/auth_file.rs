@@ -5,9 +5,10 @@
 
 use super::link::{DIRECTORY, Link};
 use super::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
-use crate::docker_config::document::{self, Document, Parsed, Spoilt, Unusable};
+use crate::docker_config::document::{self, Document, Parsed, Shape, Spoilt, Unusable};
 use crate::docker_config::key::shown;
 use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
+use crate::docker_config::search::{Content, Kubelet, Place};
 use jiff::Timestamp;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 /// A docker config is a few kilobytes. What is larger is something else.
 pub(super) const MAX_SIZE: u64 = 1024 * 1024;
+/// The kubelet reads files of any size, so for telling what it does with one we go further.
+const MAX_TO_EXPLAIN: u64 = 16 * MAX_SIZE;
 /// As many symlinks in a row as Linux follows.
 const MAX_LINKS: usize = 40;
 /// How many copies of files that could not be read are kept beside an auth file. A program that damages it again and
@@ -311,7 +314,7 @@ impl AuthFile {
     pub fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, AuthFileError> {
         let (directory, name) = self.resolve()?;
         let path = directory.join(name);
-        match read_regular(&path) {
+        match read_regular(&path, MAX_SIZE) {
             Ok(Regular::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Regular::TooLarge) => Err(AuthFileError::TooLarge(path)),
             Ok(Regular::Not) => Err(AuthFileError::NotAFile { path, kind: "no regular file" }),
@@ -504,45 +507,41 @@ impl AuthFile {
         }
     }
 
-    /// The first file further along the kubelet's search path that it would accept.
-    ///
-    /// The kubelet runs under systemd in `/`, and looks in its root directory, its working directory, `$HOME/.docker`
-    /// and `/.docker`, first for `config.json`, then for the legacy `.dockercfg` (`config.go`, `ReadDockerConfigFile`).
-    fn hidden(&self) -> Option<Hidden> {
-        let home = self.kubelet_home.join(".docker");
+    /// The kubelet that looks for this file first, as far as we know it: under systemd it works in `/`.
+    #[must_use]
+    pub fn kubelet(&self) -> Kubelet {
         let here = self.path.parent().unwrap_or(Path::new("/"));
         // In the linked layout an agent may know the file by its place in our directory; the kubelet's root is above it.
-        let here = here.parent().filter(|_| here.file_name() == Some(OsStr::new(DIRECTORY))).unwrap_or(here);
-        let candidates = [
-            (PathBuf::from("/config.json"), false),
-            (home.join("config.json"), false),
-            (PathBuf::from("/.docker/config.json"), false),
-            (here.join(".dockercfg"), true),
-            (PathBuf::from("/.dockercfg"), true),
-            (self.kubelet_home.join(".dockercfg"), true),
-        ];
-        // For a file of another name there is no search: no kubelet looks there.
-        if self.path.file_name() != Some(OsStr::new("config.json")) {
-            return None;
-        }
-        let here = candidates.iter().position(|(path, _)| *path == self.path);
-        let later = candidates.into_iter().skip(here.map_or(0, |here| here + 1));
-        let mut candidates = later.filter(|(path, _)| is_roots(path));
-        candidates.find_map(|(path, legacy)| {
-            match read_regular(&path) {
+        let above = here.parent().filter(|_| here.file_name() == Some(OsStr::new(DIRECTORY)));
+        let auth_file = match (above, self.path.file_name()) {
+            (Some(root), Some(name)) => root.join(name),
+            _ => self.path.clone(),
+        };
+        Kubelet { auth_file, working_dir: PathBuf::from("/"), home: Some(self.kubelet_home.clone()) }
+    }
+
+    /// The first file further along the kubelet's search path that it would accept.
+    fn hidden(&self) -> Option<Hidden> {
+        let kubelet = self.kubelet();
+        let places = kubelet.places();
+        // The auth file may be one of the later places itself.
+        let here = places.iter().rposition(|place| place.path == self.path).unwrap_or_default();
+        let mut later = places.into_iter().skip(here + 1).filter(|place| is_roots(&place.path));
+        later.find_map(|Place { path, shape }| {
+            match read_regular(&path, MAX_SIZE) {
                 Ok(Regular::Bytes(bytes)) => {
-                    let hidden = Hidden { path, legacy, bytes: Ok(bytes) };
+                    let hidden = Hidden { path, shape, bytes: Ok(bytes) };
                     // What the kubelet does not accept either hides nothing.
                     let counts = !matches!(hidden.document(), Err(NotADocument::Ignored));
                     counts.then_some(hidden)
                 }
                 // The kubelet has no limit, so it would be read.
                 Ok(Regular::TooLarge) => {
-                    Some(Hidden { path, legacy, bytes: Err("it is larger than 1 MiB".to_owned()) })
+                    Some(Hidden { path, shape, bytes: Err("it is larger than 1 MiB".to_owned()) })
                 }
                 Ok(Regular::Not) => None,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => Some(Hidden { path, legacy, bytes: Err(error.to_string()) }),
+                Err(error) => Some(Hidden { path, shape, bytes: Err(error.to_string()) }),
             }
         })
     }
@@ -615,7 +614,7 @@ fn take_along<'a>(
 /// A file that the kubelet would read if the auth file were not there.
 struct Hidden {
     path: PathBuf,
-    legacy: bool,
+    shape: Shape,
     bytes: Result<Zeroizing<Vec<u8>>, String>,
 }
 
@@ -628,7 +627,10 @@ enum NotADocument {
 impl Hidden {
     fn document(&self) -> Result<Document<'_>, NotADocument> {
         let bytes = self.bytes.as_ref().map_err(|why| NotADocument::Unreadable(why.clone()))?;
-        let parsed = if self.legacy { document::parse_legacy(bytes) } else { document::parse(bytes) };
+        let parsed = match self.shape {
+            Shape::DockerConfig => document::parse(bytes),
+            Shape::Legacy => document::parse_legacy(bytes),
+        };
         match parsed {
             Ok(Parsed { document, spoilt, .. }) if spoilt.is_empty() => Ok(document),
             Ok(_) | Err(Unusable::Invalid(_)) => Err(NotADocument::Ignored),
@@ -651,8 +653,23 @@ enum Regular {
     Not,
 }
 
-/// Reads a regular file of at most 1 MiB, following symlinks, never blocking on what is none.
-fn read_regular(path: &Path) -> io::Result<Regular> {
+/// Reads what is in a place of the kubelet's search path, following symlinks as it does.
+#[must_use]
+pub fn read_place(path: &Path) -> Content {
+    match read_regular(path, MAX_TO_EXPLAIN) {
+        Ok(Regular::Bytes(bytes)) => Content::Bytes(bytes),
+        Ok(Regular::Not) => Content::Unreadable("it is no regular file".to_owned()),
+        // The kubelet has no limit.
+        Ok(Regular::TooLarge) => Content::Unknown("it is larger than 16 MiB".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Missing,
+        // The kubelet is root, and we are not.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Content::Unknown(error.to_string()),
+        Err(error) => Content::Unreadable(error.to_string()),
+    }
+}
+
+/// Reads a regular file of bounded size, following symlinks, never blocking on what is none.
+fn read_regular(path: &Path, max_size: u64) -> io::Result<Regular> {
     use nix::fcntl::{OFlag, open};
     use nix::sys::stat::{Mode, fstat};
 
@@ -661,7 +678,7 @@ fn read_regular(path: &Path) -> io::Result<Regular> {
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Ok(Regular::Not);
     }
-    let bytes = read_bounded(&File::from(file), &stat, MAX_SIZE)?;
+    let bytes = read_bounded(&File::from(file), &stat, max_size)?;
     Ok(bytes.map_or(Regular::TooLarge, Regular::Bytes))
 }
 

@@ -11,6 +11,7 @@ mod credentials;
 mod daemon;
 mod docs;
 mod ecr;
+mod explain;
 mod link;
 mod merge;
 mod needs;
