@@ -375,6 +375,7 @@ impl Agent {
             }
         }
         if seen.has(Seen::BROKEN) {
+            info!("the watch is broken, and is set up again");
             self.watch = None;
             self.watch_again = Some(now.after(WATCH_PAUSE));
         }

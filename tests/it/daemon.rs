@@ -1,13 +1,14 @@
 //! The daemon: promises 6, 8, 9 and 10, through the program.
 
 use crate::needs::{Need, all_here, tell};
-use crate::node::{FOREIGN, HOST, Node};
+use crate::node::{FOREIGN, HOST, Node, Running};
 use ecr_emulator::{Api, Fault, Options, Times};
 use jiff::SignedDuration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -180,6 +181,115 @@ fn a_directory_that_is_replaced_is_watched_again() {
     assert_eq!(node.aws.count(Api::Ecr), 1);
 }
 
+/// A limit on inotify, in a user namespace of the agent's own, as a node that has reached it shows it to everybody.
+fn limited(limit: &str) -> String {
+    format!("echo 0 >/proc/sys/user/{limit} && exec \"$@\"")
+}
+
+fn start_limited<'a>(node: &'a Node, limit: &str) -> Running<'a> {
+    node.start_under(&["unshare", "--user", "--map-root-user", "sh", "-c", &limited(limit), "sh"], &[])
+}
+
+/// A look once a minute, and something for a busy machine.
+const BLIND: Duration = Duration::from_secs(90);
+
+#[test]
+fn without_a_watch_the_files_are_looked_at_once_a_minute() {
+    if !all_here(&[Need::UserNamespace]) {
+        return;
+    }
+    let node = served();
+    let agent = start_limited(&node, "max_inotify_watches");
+    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the files cannot be watched, and are looked at once a minute", 1);
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait_within(BLIND, "our token", || has_our_token(&node));
+    let run = agent.stop().expect(0, &["it was repaired"]);
+    assert!(!run.err.contains("watched again"), "{}", run.err);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
+fn a_watch_comes_back_once_there_is_room_for_it() {
+    if !all_here(&[Need::UserNamespace]) {
+        return;
+    }
+    let node = served();
+    let limit = "max_inotify_instances";
+    let agent = start_limited(&node, limit);
+    agent.wait_for("the files cannot be watched, and are looked at once a minute", 1);
+    let mut raise = Command::new("nsenter");
+    raise.args(["--user", "--preserve-credentials", "--target", &agent.pid().to_string()]);
+    raise.args(["sh", "-c", &format!("echo 128 >/proc/sys/user/{limit}")]);
+    assert!(raise.status().unwrap().success());
+    agent.wait_within(BLIND, "a watch", || agent.said().contains("the files are watched again"));
+    let start = Instant::now();
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token", || has_our_token(&node));
+    // It is far from the next look.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
+fn events_that_nobody_had_room_for_are_no_drift_that_nobody_sees() {
+    let node = served();
+    let agent = node.start(&[]);
+    agent.wait_for("already as it should be", 1);
+    let room: u32 =
+        fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    agent.signal(Signal::SIGSTOP);
+    // Each name is made and goes: two events at the least, and no two in a row are the same.
+    for number in 0..=room / 2 {
+        let name = node.path(&format!("kubelet/other-{}", number % 2));
+        drop(fs::File::create(&name).unwrap());
+        fs::remove_file(name).unwrap();
+    }
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.signal(Signal::SIGCONT);
+    agent.wait_for("the watch is broken, and is set up again", 1);
+    agent.wait("our token", || has_our_token(&node));
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token once more", || has_our_token(&node));
+    let run = agent.stop().expect(0, &[]);
+    assert!(!run.err.contains("once a minute"), "{}", run.err);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
+fn a_stop_waits_for_a_replacement_but_not_for_ever() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    // The file's fsync takes so long.
+    for (microseconds, signals, said) in [
+        ("delay_enter=1000000", 1, "\"published\""),
+        ("delay_enter=20000000", 1, "a replacement under way took too long, and was given up"),
+        ("delay_enter=20000000", 2, "asked again: a replacement under way was given up"),
+    ] {
+        let node = Node::with_auth_file(FOREIGN);
+        let (log, inject) = (node.path("strace.log"), format!("inject=fsync:{microseconds}:when=1"));
+        let log = log.to_str().unwrap();
+        let strace = ["strace", "-D", "-f", "-o", log, "-e", "trace=fsync", "-e", &inject];
+        let agent = node.start_under(&strace, &[]);
+        let temporary = || node.names().iter().any(|name| name != "config.json");
+        agent.wait("a replacement under way", temporary);
+        let start = Instant::now();
+        agent.signal(Signal::SIGTERM);
+        agent.wait_for("asked to stop", 1);
+        if signals == 2 {
+            agent.signal(Signal::SIGINT);
+        }
+        agent.wait("its end", || agent.is_over());
+        let took = start.elapsed();
+        agent.stop().expect(0, &[said]);
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        assert!(signals == 1 || took < Duration::from_secs(3), "the second signal was not heard: {took:?}");
+        assert_eq!(node.document()["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz");
+    }
+}
+
 #[test]
 fn rotated_credentials_are_used_as_soon_as_they_are_there() {
     let node = Node::new().without_keys();
@@ -236,7 +346,7 @@ fn many_hangups_at_once_cost_two_calls_at_most() {
 
 #[test]
 fn tokens_are_replaced_before_they_end_whatever_fails_meanwhile() {
-    let node = Node::with(Options { token_lifetime: SignedDuration::from_secs(20), ..Options::default() });
+    let node = Node::with(Options { token_lifetime: SignedDuration::from_secs(12), ..Options::default() });
     let agent = node.start(&["--spread", "0s"]);
     agent.wait_for("fetched an authorization token", 1);
     // Away from here on: the old token stays, and is told to be past its end.

@@ -17,6 +17,8 @@ pub enum Need {
     /// A virtual machine: `qemu-system-x86_64`, a static `busybox`, and Debian's kernel, which
     /// `ECR_NODE_AGENT_TEST_KERNEL` names.
     VirtualMachine,
+    /// User namespaces, and limits in them.
+    UserNamespace,
     /// Mounts in a namespace of their own (`unshare`, root).
     Mounts,
     /// Extended attributes in `security.`, on the file system of the temporary directory.
@@ -54,6 +56,10 @@ impl Need {
                     && works("busybox", &["true"])
                     && kernel().is_some_and(|kernel| kernel.is_file())
             }
+            Self::UserNamespace => works(
+                "unshare",
+                &["--user", "--map-root-user", "sh", "-c", "echo 9 >/proc/sys/user/max_inotify_instances"],
+            ),
             Self::Mounts => {
                 Self::Root.is_here()
                     && works(

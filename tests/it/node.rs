@@ -233,9 +233,15 @@ impl Running<'_> {
     /// Waits until something holds, for a minute at most; fails with what the program said.
     #[track_caller]
     pub fn wait(&self, what: &str, holds: impl Fn() -> bool) {
+        self.wait_within(Duration::from_mins(1), what, holds);
+    }
+
+    /// As [`Self::wait`], for what takes its time.
+    #[track_caller]
+    pub fn wait_within(&self, limit: Duration, what: &str, holds: impl Fn() -> bool) {
         let start = Instant::now();
         while !holds() {
-            assert!(start.elapsed().as_secs() < 60, "{what} did not come to pass:\n{}", self.said());
+            assert!(start.elapsed() < limit, "{what} did not come to pass:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -256,9 +262,24 @@ impl Running<'_> {
 
     /// The CPU time that it has used, in hundredths of a second.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        let stat = self.stat();
+        let fields: Vec<&str> = stat.split(' ').collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn is_over(&self) -> bool {
+        self.stat().starts_with('Z')
+    }
+
+    /// What the kernel says of it, from its state on.
+    fn stat(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().to_owned()
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
