@@ -9,8 +9,12 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of other programs that the documentation names.
-const FOREIGN: [&str; 3] =
-    ["--image-credential-provider-config", "--image-credential-provider-bin-dir", "--root-dir"];
+const FOREIGN: [&str; 4] = [
+    "--create-namespace",
+    "--image-credential-provider-config",
+    "--image-credential-provider-bin-dir",
+    "--root-dir",
+];
 
 /// What a page holds that can be wrong.
 #[derive(Default)]

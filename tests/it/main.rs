@@ -13,6 +13,7 @@ mod docs;
 mod ecr;
 mod explain;
 mod link;
+mod manifests;
 mod merge;
 mod needs;
 mod node;

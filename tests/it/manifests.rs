@@ -1,0 +1,316 @@
+//! `daemonset/`: that the program and a real API server take what the chart renders, and that it says everything.
+//!
+//! What is rendered lies in `daemonset/golden`; `.ci/manifests` sees to it that it is what the chart renders.
+
+use crate::cluster::{Cluster, shared};
+use crate::needs::{Need, all_here};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Options that the chart does not set, and why.
+const NOT_IN_THE_CHART: [(&str, &str); 3] = [
+    ("ECR_NODE_AGENT_ONCE", "the container would be started again and again"),
+    ("ECR_NODE_AGENT_DRY_RUN", "likewise: it ends when it has told"),
+    ("ECR_NODE_AGENT_TIMEOUT", "for --once alone: the daemon never gives up"),
+];
+/// The namespace of everything in `golden/` and `install.yaml`.
+const NAMESPACE: &str = "ecr-node-agent";
+
+fn daemonset() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(daemonset().join(path)).unwrap()
+}
+
+/// Names and paths of what the chart renders.
+fn golden() -> BTreeMap<String, PathBuf> {
+    let files = fs::read_dir(daemonset().join("golden")).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: PathBuf| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path);
+    let golden: BTreeMap<_, _> = files.map(named).collect();
+    assert!(golden.len() > 10, "{golden:?}");
+    golden
+}
+
+/// Words that begin so, each once.
+fn words(text: &str, start: &str) -> BTreeSet<String> {
+    let of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c| !of_word(c)).filter(|word| word.starts_with(start));
+    words.map(str::to_owned).collect()
+}
+
+fn help() -> String {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_ecr-node-agent")).env_clear().arg("--help").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn every_option_has_its_value_and_every_value_its_option() {
+    let options = words(&help(), "ECR_NODE_AGENT_");
+    assert!(options.len() > 10, "{options:?}");
+    let mut set = BTreeSet::new();
+    for path in golden().values() {
+        set.extend(words(&fs::read_to_string(path).unwrap(), "ECR_NODE_AGENT_"));
+    }
+    let without: BTreeSet<_> = NOT_IN_THE_CHART.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let wanted: BTreeSet<_> = options.difference(&without).cloned().collect();
+    assert_eq!(set, wanted, "of the chart, and of --help without {without:?}");
+    assert!(without.is_subset(&options), "{without:?}");
+}
+
+#[test]
+fn the_chart_is_of_the_programs_version() {
+    let chart = read("chart/Chart.yaml");
+    for name in ["version", "appVersion"] {
+        let line = format!("\n{name}: {}\n", env!("CARGO_PKG_VERSION"));
+        assert!(chart.contains(&line), "{name} is not {}", env!("CARGO_PKG_VERSION"));
+    }
+    let image = format!("image: ecr-node-agent:{}\n", env!("CARGO_PKG_VERSION"));
+    assert!(read("install.yaml").contains(&image));
+    assert!(read("kustomization.yaml").contains(&format!("newTag: {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn alerts_and_dashboard_use_metrics_that_exist_and_the_dashboard_all_of_them() {
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
+    let known = words(&docs, "ecr_node_agent_");
+    let alerts = words(&read("alerts.yaml"), "ecr_node_agent_");
+    assert!(alerts.len() > 2 && alerts.is_subset(&known), "{alerts:?}");
+
+    let board: Value = serde_json::from_str(&read("chart/files/dashboard.json")).unwrap();
+    let panels = board["panels"].as_array().unwrap();
+    let mut shown = BTreeSet::new();
+    for panel in panels {
+        for target in panel["targets"].as_array().unwrap() {
+            // A histogram is read by its buckets.
+            let query = target["expr"].as_str().unwrap().replace("_bucket{", "{");
+            shown.extend(words(&query, "ecr_node_agent_"));
+        }
+    }
+    assert_eq!(shown, known, "of the dashboard, and of docs/metrics.md");
+    let variables = board["templating"]["list"].as_array().unwrap();
+    for query in variables.iter().filter_map(|variable| variable["definition"].as_str()) {
+        assert!(words(query, "ecr_node_agent_").is_subset(&known), "{query}");
+    }
+    // Two panels with one id, or in one place, show as one.
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    let places: BTreeSet<_> = panels.iter().map(|panel| panel["gridPos"].to_string()).collect();
+    assert_eq!((ids.len(), places.len()), (panels.len(), panels.len()));
+}
+
+/// Asks `promtool` whether each query of the dashboard is one, as a rule of its own.
+#[test]
+fn every_query_of_the_dashboard_is_promql() {
+    if !all_here(&[Need::Promtool]) {
+        return;
+    }
+    let board: Value = serde_json::from_str(&read("chart/files/dashboard.json")).unwrap();
+    let targets =
+        board["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let rules: Vec<Value> = targets
+        .enumerate()
+        .map(|(number, target)| {
+            // What Grafana fills in.
+            let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+            json!({ "record": format!("panel:{number}"), "expr": query })
+        })
+        .collect();
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let groups = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    serde_json::to_writer(&file, &groups).unwrap();
+    let output = Command::new("promtool").args(["check", "rules"]).arg(file.path()).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains(&format!("{} rules", rules.len())), "{output:?}");
+}
+
+/// A kind that is not the API server's own: anything goes, since only the names are known here.
+fn custom_kind(kind: &str, plural: &str) -> Value {
+    let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.monitoring.coreos.com") },
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List") },
+            "scope": "Namespaced",
+            "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } }],
+        },
+    })
+}
+
+/// The cluster with `install.yaml` in it, as a user puts it there.
+fn installed() -> &'static Cluster {
+    static INSTALLED: std::sync::Once = std::sync::Once::new();
+    let cluster = shared();
+    INSTALLED.call_once(|| {
+        let kinds =
+            [custom_kind("PodMonitor", "podmonitors"), custom_kind("PrometheusRule", "prometheusrules")];
+        cluster.apply(&kinds);
+        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        cluster.kubectl(&["apply", "--kustomize", daemonset().to_str().unwrap()]);
+    });
+    cluster
+}
+
+/// What the API server makes of a file, without keeping it. Warnings, as of fields that it does not know, are failures.
+fn dry_run(cluster: &Cluster, path: &Path) -> Vec<Value> {
+    let path = path.to_str().unwrap();
+    let arguments =
+        ["apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-o", "json", "-f", path];
+    let mut answer: Value = serde_json::from_str(&cluster.kubectl(&arguments)).unwrap();
+    match answer["items"].take() {
+        Value::Array(objects) => objects,
+        _ => vec![answer],
+    }
+}
+
+fn workloads(objects: &[Value]) -> impl Iterator<Item = &Value> {
+    objects.iter().filter(|object| object["spec"]["template"].is_object())
+}
+
+/// A pod of a workload, as its controller would make it.
+fn pod(workload: &Value, namespace: &str) -> String {
+    let template = &workload["spec"]["template"];
+    let mut metadata = template["metadata"].clone();
+    metadata["name"] = json!("pod");
+    metadata["namespace"] = json!(namespace);
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"] }).to_string()
+}
+
+/// What the API server makes of a pod, or why it refuses it.
+fn admitted(cluster: &Cluster, workload: &Value, namespace: &str) -> Result<Value, String> {
+    // The account must be there, though not its rights.
+    let account = workload["spec"]["template"]["spec"]["serviceAccountName"].as_str().unwrap();
+    cluster.apply(&[json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": account, "namespace": namespace },
+    })]);
+    let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    let output = cluster.run(&cluster.admin(), &create, &pod(workload, namespace));
+    if !output.status.success() {
+        return Err(String::from_utf8(output.stderr).unwrap());
+    }
+    Ok(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// A namespace with a level of Pod Security, enforced.
+fn at_level(cluster: &Cluster, level: &str) -> String {
+    let namespace = cluster.namespace(level);
+    let label = format!("pod-security.kubernetes.io/enforce={level}");
+    cluster.kubectl(&["label", "namespace", &namespace, &label]);
+    namespace
+}
+
+/// Every manifest over what is installed: so a selector that changed, or another field that cannot, is found too.
+#[test]
+fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    let baseline = at_level(cluster, "baseline");
+    for (name, path) in golden() {
+        let objects = dry_run(cluster, &path);
+        assert!(workloads(&objects).count() > 0, "{name}: {objects:?}");
+        for workload in workloads(&objects) {
+            let pod = admitted(cluster, workload, NAMESPACE).unwrap_or_else(|why| panic!("{name}: {why}"));
+            let spec = &pod["spec"];
+            let text = spec.to_string();
+
+            // Nothing is shown to it of the API server's.
+            assert_eq!(spec["automountServiceAccountToken"], json!(false), "{name}");
+            assert!(!text.contains("kube-api-access"), "{name}: {text}");
+            if name != "custom" {
+                // system-node-critical
+                assert_eq!(spec["priority"], json!(2_000_001_000), "{name}");
+            }
+            // One directory of the node, or two where it is asked for.
+            let of_node =
+                spec["volumes"].as_array().unwrap().iter().filter_map(|v| v["hostPath"]["path"].as_str());
+            let of_node: Vec<_> = of_node.collect();
+            let wanted: &[&str] = match name.as_str() {
+                "k0s" => &["/var/lib/k0s/kubelet"],
+                "kops" => &["/var/lib/kubelet", "/root/.docker"],
+                _ => &["/var/lib/kubelet"],
+            };
+            assert_eq!(of_node, wanted, "{name}");
+
+            // The namespace's label is needed, and this is what for.
+            let why = admitted(cluster, workload, &baseline).unwrap_err();
+            assert!(
+                why.contains("violates PodSecurity \"baseline") && why.contains("hostPath volumes"),
+                "{name}: {why}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_installed_pods_need_the_nodes_directory_and_network_and_nothing_else() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    let label = ["get", "namespace", NAMESPACE, "-o", "jsonpath={.metadata.labels}"];
+    assert!(cluster.kubectl(&label).contains("\"pod-security.kubernetes.io/enforce\":\"privileged\""));
+
+    // Without these two it is a pod that Pod Security's strictest level would take, but for being root.
+    let restricted = at_level(cluster, "restricted");
+    let installed = ["get", "daemonset", NAMESPACE, "--namespace", NAMESPACE, "-o", "json"];
+    let mut daemonset: Value = serde_json::from_str(&cluster.kubectl(&installed)).unwrap();
+    let why = admitted(cluster, &daemonset, &restricted).unwrap_err();
+    let spec = &mut daemonset["spec"]["template"]["spec"];
+    spec["hostNetwork"] = json!(false);
+    for volume in spec["volumes"].as_array_mut().unwrap() {
+        *volume = json!({ "name": volume["name"], "emptyDir": {} });
+    }
+    let container = &mut spec["containers"][0];
+    for probe in ["livenessProbe", "readinessProbe"] {
+        container[probe]["httpGet"].as_object_mut().unwrap().remove("host").unwrap();
+    }
+    container["ports"][0].as_object_mut().unwrap().remove("hostPort");
+    container["securityContext"]["runAsUser"] = json!(1000);
+    container["securityContext"]["runAsNonRoot"] = json!(true);
+    container["volumeMounts"][0].as_object_mut().unwrap().remove("mountPropagation").unwrap();
+    admitted(cluster, &daemonset, &restricted).unwrap_or_else(|why| panic!("{why}"));
+    for reason in ["hostNetwork=true", "type \"hostPath\"", "runAsNonRoot != true", "runAsUser=0"] {
+        assert!(why.contains(reason), "{reason}: {why}");
+    }
+}
+
+/// Gives the program what each manifest gives it: what it cannot mean, as a registry that is none, is usage, exit 2.
+#[test]
+fn the_program_takes_what_every_manifest_gives_it() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    let root = tempfile::tempdir().unwrap();
+    for (name, path) in golden() {
+        for workload in workloads(&dry_run(cluster, &path)) {
+            let container = &workload["spec"]["template"]["spec"]["containers"][0];
+            let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
+                let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
+                Some((variable["name"].as_str().unwrap().to_owned(), value))
+            });
+            let arguments = container["args"].as_array().cloned().unwrap_or_default();
+            let output = Command::new(env!("CARGO_BIN_EXE_ecr-node-agent"))
+                .env_clear()
+                .envs(variables)
+                .env("HOME", root.path())
+                // What needs no AWS: it only looks at files that are not there.
+                .arg("status")
+                .args(arguments.iter().map(|argument| argument.as_str().unwrap()))
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert_ne!(output.status.code(), Some(2), "{name}: {told}");
+            assert!(output.status.code().is_some(), "{name}: {told}");
+        }
+    }
+}
