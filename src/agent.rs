@@ -21,10 +21,11 @@ use crate::target::auth_file::{AuthFile, Effect, Manner};
 use crate::trigger::signal::{Asked, Signals};
 use crate::trigger::timer::{Deadline, Now, Timer};
 use crate::trigger::watch::{Interests, Seen, Watch};
+use crate::upkeep::{Came, Tell, Upkeep};
 use jiff::{SignedDuration, Timestamp};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -37,15 +38,10 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(4);
 /// Without a watch, this often the files are looked at and a watch is tried.
 const BLIND: Duration = Duration::from_mins(1);
-/// So many repairs within [`FIGHT_TIME`] are a fight with another writer, and from then on there is one in that time.
-const FIGHT: usize = 10;
-const FIGHT_TIME: Duration = Duration::from_mins(1);
 /// Credentials that change are tried no more often than this.
 const CREDENTIALS_PAUSE: Duration = Duration::from_secs(10);
 /// No source is asked more often than this, whoever sends signals, and however short the interval.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
-/// Files that change without drift are not looked at more often than this.
-const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Clocks are slewed by less, and set by more.
 const CLOCK_STEP: SignedDuration = SignedDuration::from_secs(1);
 /// A watch that breaks again and again is not set up more often than this.
@@ -169,13 +165,14 @@ enum Answer {
     Token(usize, Reason, Result<Token, Refusal>, Duration),
 }
 
-/// Why a publish is wanted. The last one says most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Wish {
-    /// Somebody may have changed a file.
-    Drift,
-    /// There is something new to write, or an entry has to go.
-    New,
+/// An auth file, and what is known of it.
+struct Kept {
+    file: AuthFile,
+    upkeep: Upkeep,
+    /// The permission bits that it had when we last saw it.
+    mode: Option<u32>,
+    /// What it holds of ours: for each key, start and end of the token.
+    holds: BTreeMap<String, (Timestamp, Timestamp)>,
 }
 
 struct Agent {
@@ -190,20 +187,13 @@ struct Agent {
     questions_failures: u32,
     asking_questions: bool,
     attempts: JoinSet<Answer>,
-    wish: Option<Wish>,
-    carried: Option<Wish>,
+    files: Vec<Kept>,
     /// One at the most.
     publishing: JoinSet<Vec<Published>>,
-    publish_failures: u32,
-    publish_not_before: Option<Deadline>,
-    modes: BTreeMap<PathBuf, u32>,
-    repairs: VecDeque<Duration>,
-    fighting: bool,
     blind: bool,
     credentials_tried: Option<Duration>,
-    /// What the last whole publish put in place: key, start and end.
-    in_place: Vec<(String, Timestamp, Timestamp)>,
-    carried_tokens: Vec<(String, Timestamp, Timestamp)>,
+    /// What the publish that is under way carries.
+    carried: BTreeMap<String, (Timestamp, Timestamp)>,
     watched: Vec<(PathBuf, OsString)>,
     watch: Option<Watch>,
     watch_again: Option<Deadline>,
@@ -212,6 +202,13 @@ struct Agent {
 impl Agent {
     fn new(settings: Settings, daemon: Daemon, metrics: Metrics) -> Self {
         let now = clock::both();
+        let kept = |file: &AuthFile| Kept {
+            file: file.clone(),
+            upkeep: Upkeep::default(),
+            mode: None,
+            holds: BTreeMap::new(),
+        };
+        let files = settings.auth_files.iter().map(kept).collect();
         Self {
             clock: now,
             metrics,
@@ -222,18 +219,11 @@ impl Agent {
             questions_failures: 0,
             asking_questions: false,
             attempts: JoinSet::new(),
-            wish: None,
-            carried: None,
+            files,
             publishing: JoinSet::new(),
-            publish_failures: 0,
-            publish_not_before: None,
-            modes: BTreeMap::new(),
-            repairs: VecDeque::new(),
-            fighting: false,
             blind: false,
             credentials_tried: None,
-            in_place: Vec::new(),
-            carried_tokens: Vec::new(),
+            carried: BTreeMap::new(),
             watched: Vec::new(),
             watch: None,
             watch_again: None,
@@ -248,14 +238,16 @@ impl Agent {
             Query::Keys(answer) => drop(answer.send(self.keys())),
             Query::Metrics(answer) => {
                 let posts = || self.posts.iter().flatten();
-                let tokens = self.in_place.iter();
+                let now = clock::both();
+                let tokens = self.in_place(now.wall);
                 self.metrics.tokens(
-                    tokens.map(|(key, fetched_at, expires_at)| (key.as_str(), *fetched_at, *expires_at)),
+                    tokens.iter().map(|(key, fetched_at, expires_at)| (*key, *fetched_at, *expires_at)),
                 );
-                self.metrics.fight(self.fighting);
+                self.metrics.fight(self.files.iter().any(|kept| kept.upkeep.is_fighting()));
                 let waiting = posts().filter(|post| post.refusal.is_some()).count();
                 let questions = usize::from(self.posts.is_none() && self.questions_failures > 0);
-                self.metrics.retries(waiting + questions + usize::from(self.publish_failures > 0));
+                let files = self.files.iter().filter(|kept| kept.upkeep.has_failed()).count();
+                self.metrics.retries(waiting + questions + files);
                 drop(answer.send(self.metrics.text()));
             }
         }
@@ -291,8 +283,8 @@ impl Agent {
                 at(now.until(lapse));
             }
         }
-        if self.wish.is_some() && self.publishing.is_empty() {
-            at(self.publish_not_before.unwrap_or_else(|| now.after(Duration::ZERO)));
+        if self.publishing.is_empty() {
+            self.files.iter().filter_map(|kept| kept.upkeep.next(now)).for_each(&mut at);
         }
         if let Some(again) = self.watch_again {
             at(again);
@@ -318,7 +310,7 @@ impl Agent {
     fn start_what_is_due(&mut self, now: Now) {
         if self.watch_again.is_some_and(|again| now.is_past(again)) {
             self.look_around(now);
-            self.wish = self.wish.max(Some(Wish::Drift));
+            self.files.iter_mut().for_each(|kept| kept.upkeep.look(now));
             // Nobody saw what changed meanwhile.
             self.credentials_changed(now);
         }
@@ -349,7 +341,7 @@ impl Agent {
             }
         }
         if lapsed {
-            self.wish = Some(Wish::New);
+            self.renew();
         }
         self.publish(now);
     }
@@ -367,11 +359,9 @@ impl Agent {
     }
 
     fn seen(&mut self, seen: Seen, now: Now) {
-        if seen.has(Seen::AUTH_FILE) {
-            self.wish = self.wish.max(Some(Wish::Drift));
-            // What holds one file up is no reason to leave another as it is.
-            if !self.fighting && self.publish_failures > 0 {
-                self.publish_not_before = None;
+        for (number, kept) in self.files.iter_mut().enumerate() {
+            if seen.has(Seen::auth_file(number)) {
+                kept.upkeep.look(now);
             }
         }
         if seen.has(Seen::BROKEN) {
@@ -427,8 +417,7 @@ impl Agent {
                     let _entered = span.enter();
                     self.metrics.attempt(reason, outcome(&token), took);
                     if post.take(token, &self.daemon, now) {
-                        self.wish = Some(Wish::New);
-                        self.publish_not_before = None;
+                        self.renew();
                     }
                 }
             }
@@ -466,73 +455,76 @@ impl Agent {
         });
         let posts: Vec<Post> = posts.collect();
         if posts.iter().any(|post| post.token.is_some()) {
-            self.wish = Some(Wish::New);
+            self.renew();
         }
         self.posts = Some(posts);
     }
 
+    /// There is something new to write, to every file.
+    fn renew(&mut self) {
+        self.files.iter_mut().for_each(|kept| kept.upkeep.renew());
+    }
+
+    /// Writes the files whose time has come.
     fn publish(&mut self, now: Now) {
-        let held_back = self.publish_not_before.is_some_and(|not_before| !now.is_past(not_before));
-        let Some(wish) = self.wish.filter(|_| self.publishing.is_empty() && !held_back) else { return };
-        self.wish = None;
-        self.publish_not_before = None;
+        if !self.publishing.is_empty() {
+            return;
+        }
+        let due = |kept: &mut Kept| kept.upkeep.start(now).then(|| (kept.file.clone(), kept.mode));
+        let (files, modes): (Vec<AuthFile>, Vec<Option<u32>>) = self.files.iter_mut().filter_map(due).unzip();
+        if files.is_empty() {
+            return;
+        }
         let posts = self.posts.iter().flatten();
         let wanted: Wanted = wanted(posts.map(|post| (&post.question, post.usable(now.wall))), now.wall);
         if wanted.entries.is_empty() && wanted.lapse.is_empty() {
             return;
         }
-        self.carried = Some(wish);
         let tokens = wanted.entries.iter();
-        self.carried_tokens =
-            tokens.map(|(key, entry)| (key.clone(), entry.fetched_at, entry.expires_at)).collect();
-        let (files, modes) = (self.settings.auth_files.clone(), self.modes.clone());
+        self.carried =
+            tokens.map(|(key, entry)| (key.clone(), (entry.fetched_at, entry.expires_at))).collect();
+        let modes: BTreeMap<PathBuf, Option<u32>> =
+            files.iter().map(|file| file.path.clone()).zip(modes).collect();
         let now = now.wall;
         let publish = move |file: &AuthFile| {
-            let manner = Manner { now, dry_run: false, mode: modes.get(&file.path).copied() };
+            let manner = Manner { now, dry_run: false, mode: modes.get(&file.path).copied().flatten() };
             file.publish(&wanted, manner)
         };
         self.publishing.spawn(async move { on_each(&files, publish).await });
     }
 
     fn published(&mut self, published: Vec<Published>, now: Now) {
-        let drift = self.carried.take() == Some(Wish::Drift);
-        let new_meanwhile = self.wish == Some(Wish::New);
-        let (mut failed, mut repaired) = (false, false);
-        for published in published {
-            let Ok(outcome) = published.result else {
-                self.metrics.written(Outcome::Failure);
-                failed = true;
-                continue;
+        let carried = std::mem::take(&mut self.carried);
+        for Published { path, result } in published {
+            let Some(kept) = self.files.iter_mut().find(|kept| kept.file.path == path) else { continue };
+            let came = match &result {
+                Err(_) => Came::Failed,
+                Ok(outcome) if outcome.effect == Effect::Unchanged => Came::Unchanged,
+                Ok(_) => Came::Changed,
             };
-            if outcome.effect != Effect::Unchanged {
-                self.metrics.written(Outcome::Success);
+            match came {
+                Came::Failed => self.metrics.written(Outcome::Failure),
+                Came::Changed => self.metrics.written(Outcome::Success),
+                Came::Unchanged => {}
             }
-            if let Some(mode) = outcome.mode {
-                self.modes.insert(published.path.clone(), mode);
+            if let Ok(outcome) = result {
+                kept.mode = outcome.mode.or(kept.mode);
+                // An entry that was kept, since its renewal failed, is in place still.
+                kept.holds.extend(carried.clone());
             }
-            if drift && outcome.effect != Effect::Unchanged {
-                repaired = true;
-                self.repaired(&published.path, now);
+            let path = path.display();
+            match kept.upkeep.end(came, now, fastrand::f64()) {
+                Tell::Nothing => {}
+                Tell::Repaired => {
+                    self.metrics.repaired();
+                    warn!(%path, "another program had changed this file; it was repaired");
+                }
+                Tell::Fight => {
+                    self.metrics.repaired();
+                    warn!(%path, "another program keeps changing this file; from now on it is repaired once a minute");
+                }
+                Tell::Peace => info!(%path, "the other program has stopped"),
             }
-        }
-        if drift && !repaired && self.fighting {
-            self.fighting = false;
-            info!("the other program has stopped");
-        }
-        if failed {
-            self.publish_failures += 1;
-            self.wish = Some(Wish::New);
-            let delay = retry_delay(self.publish_failures, fastrand::f64());
-            self.publish_not_before = Some(now.after(delay));
-        } else {
-            self.publish_failures = 0;
-            self.put_in_place(now);
-        }
-        // What came meanwhile is new, and held up by nothing.
-        if new_meanwhile {
-            self.publish_not_before = None;
-        } else if drift && !repaired && self.publish_not_before.is_none() {
-            self.publish_not_before = Some(now.after(LOOK_PAUSE));
         }
         // A link that leads elsewhere now, or a file that has become one.
         if self.watch.is_some() && self.places() != self.watched {
@@ -540,44 +532,24 @@ impl Agent {
         }
     }
 
-    /// Every file holds now what was carried to it. An entry that was kept, since its renewal failed, is in place still.
-    fn put_in_place(&mut self, now: Now) {
-        let carried = std::mem::take(&mut self.carried_tokens);
-        let asked: Vec<String> = self
-            .posts
-            .iter()
-            .flatten()
-            .filter(|post| post.lapse().is_none_or(|lapse| lapse > now.wall))
-            .flat_map(Post::keys)
-            .collect();
-        self.in_place
-            .retain(|(key, ..)| asked.contains(key) && !carried.iter().any(|(other, ..)| other == key));
-        self.in_place.extend(carried);
+    /// What is asked for and stands in every file: key, start and end of the token. Where the files differ, since one
+    /// could not be written, the token that ends first counts.
+    fn in_place(&self, now: Timestamp) -> Vec<(&str, Timestamp, Timestamp)> {
+        let lasting = |post: &&Post| post.lapse().is_none_or(|lapse| lapse > now);
+        let asked: Vec<String> = self.posts.iter().flatten().filter(lasting).flat_map(Post::keys).collect();
+        let Some(first) = self.files.first() else { return Vec::new() };
+        let keys = first.holds.keys().filter(|key| asked.contains(key));
+        keys.filter_map(|key| {
+            let all: Option<Vec<_>> = self.files.iter().map(|kept| kept.holds.get(key)).collect();
+            let (fetched_at, expires_at) = *all?.into_iter().min_by_key(|(_, expires_at)| *expires_at)?;
+            Some((key.as_str(), fetched_at, expires_at))
+        })
+        .collect()
     }
 
     /// The names on the way to every auth file.
     fn places(&self) -> Vec<(PathBuf, OsString)> {
-        self.settings.auth_files.iter().flat_map(AuthFile::places).collect()
-    }
-
-    /// Another writer changed what we had published, and it is back. More than ten times in a minute is a fight, which
-    /// neither side would win.
-    fn repaired(&mut self, path: &Path, now: Now) {
-        self.metrics.repaired();
-        self.repairs.push_back(now.boot);
-        while self.repairs.front().is_some_and(|first| *first + FIGHT_TIME < now.boot) {
-            self.repairs.pop_front();
-        }
-        if self.repairs.len() > FIGHT && !self.fighting {
-            self.fighting = true;
-            let path = path.display();
-            warn!(%path, "another program keeps changing this file; from now on it is repaired once a minute");
-        } else {
-            warn!(path = %path.display(), "another program had changed this file; it was repaired");
-        }
-        if self.fighting {
-            self.publish_not_before = Some(now.after(FIGHT_TIME));
-        }
+        self.files.iter().flat_map(|kept| kept.file.places()).collect()
     }
 
     /// Sets up the watch; where that fails, it is tried again in a minute, and the files are looked at then.
@@ -586,11 +558,13 @@ impl Agent {
         self.watched = self.places();
         // One that is missing must not cost the others their watch.
         let mut missing = false;
-        for (directory, name) in &self.watched {
-            if directory.is_dir() {
-                interests.add(directory, Some(name.clone()), Seen::AUTH_FILE);
-            } else {
-                missing = true;
+        for (number, kept) in self.files.iter().enumerate() {
+            for (directory, name) in kept.file.places() {
+                if directory.is_dir() {
+                    interests.add(&directory, Some(name), Seen::auth_file(number));
+                } else {
+                    missing = true;
+                }
             }
         }
         if let Some(directory) = &self.settings.identity.credentials_dir {
@@ -628,7 +602,7 @@ impl Agent {
         if was_blind && !self.blind {
             info!("the files are watched again");
             // What was in the way may be gone.
-            self.publish_not_before = None;
+            self.files.iter_mut().for_each(|kept| kept.upkeep.look(now));
         }
         self.watch_again = self.blind.then(|| now.after(BLIND));
     }

@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod settings;
 pub mod target;
 pub mod trigger;
+pub mod upkeep;
 
 use clap::Parser as _;
 use std::process::ExitCode;

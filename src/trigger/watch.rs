@@ -10,21 +10,26 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::Notify;
 
 /// What was seen since one last looked. Events add up, so that none is lost however many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen(u8);
+pub struct Seen(u32);
 
 impl Seen {
-    /// Something happened to an auth file.
-    pub const AUTH_FILE: Self = Self(1);
     /// Something happened to the files that credentials come from.
-    pub const CREDENTIALS: Self = Self(2);
+    pub const CREDENTIALS: Self = Self(1);
     /// The watch is broken, and must be set up again.
-    pub const BROKEN: Self = Self(4);
+    pub const BROKEN: Self = Self(2);
     const NOTHING: Self = Self(0);
+
+    /// Something happened to the auth file of this number. From the 31st on they share signs with the first ones: a file
+    /// that is looked at for another's sake does no harm.
+    #[must_use]
+    pub fn auth_file(number: usize) -> Self {
+        Self(4 << (number % 30))
+    }
 
     /// Whether `kind` is in it.
     #[must_use]
@@ -85,7 +90,7 @@ pub struct Watch {
 /// Where the watching thread leaves what it saw.
 #[derive(Debug, Default)]
 struct Board {
-    seen: AtomicU8,
+    seen: AtomicU32,
     changed: Notify,
 }
 

@@ -168,6 +168,34 @@ fn a_fight_with_another_writer_is_damped_and_told() {
 }
 
 #[test]
+fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
+    let node = served();
+    let other = node.path("other/config.json");
+    fs::create_dir(node.path("other")).unwrap();
+    let agent = node.start(&["--auth-file", other.to_str().unwrap()]);
+    agent.wait("the other file", || other.exists());
+    for round in 1..=11 {
+        agent.wait("our token", || has_our_token(&node));
+        fs::remove_file(node.auth_file()).unwrap();
+        agent.wait_for("it was repaired", round.min(10));
+    }
+    agent.wait_for("from now on it is repaired once a minute", 1);
+    agent.wait("our token", || has_our_token(&node));
+    fs::remove_file(node.auth_file()).unwrap();
+    for round in 11..=13 {
+        let start = Instant::now();
+        fs::remove_file(&other).unwrap();
+        agent.wait("the other file", || other.exists());
+        tell(&format!("beside a fight: repaired after {} ms", start.elapsed().as_millis()));
+        agent.wait_for("it was repaired", round);
+        assert!(start.elapsed() < Duration::from_secs(20), "it waited for the fight: {:?}", start.elapsed());
+    }
+    assert!(!node.auth_file().exists(), "the fight goes on");
+    agent.stop().expect(0, &[]);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
+#[test]
 fn a_directory_that_is_replaced_is_watched_again() {
     let node = served();
     let agent = node.start(&[]);
