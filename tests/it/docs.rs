@@ -214,3 +214,73 @@ fn every_option_that_the_documentation_names_exists() {
         }
     }
 }
+
+fn text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// All sources of the program, a text that goes on in the next line as one.
+fn sources() -> String {
+    fn add(directory: &Path, text: &mut String) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                add(&path, text);
+            } else {
+                text.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut text = String::new();
+    add(&root().join("src"), &mut text);
+    text.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_log_line_that_operators_are_told_of_is_one() {
+    let page = text("docs/operations.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Reading the log")).unwrap();
+    let lines: Vec<&str> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .collect();
+    assert!(lines.len() > 8, "{lines:?}");
+    let sources = sources();
+    for line in lines {
+        assert!(sources.contains(&format!("\"{line}")), "`{line}` is not said by the program");
+    }
+}
+
+#[test]
+fn every_metric_that_the_documentation_names_exists() {
+    let sources = sources();
+    let mut checked = 0;
+    for path in pages().keys() {
+        let page = text(path.to_str().unwrap());
+        for after in page.split("ecr_node_agent_").skip(1) {
+            let name: String = after.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            // Of a histogram, Prometheus names the parts.
+            let parts = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+            let name = parts.unwrap_or(&name);
+            assert!(sources.contains(&format!("\"{name}\"")), "{}: ecr_node_agent_{name}", path.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "{checked}");
+}
+
+#[test]
+fn operators_are_told_what_every_alert_means() {
+    let alerts = text("daemonset/chart/files/alerts.yaml");
+    let alerts: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let page = text("docs/operations.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Alerts")).unwrap();
+    let told: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .map(|line| line.split('`').next().unwrap())
+        .collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    assert_eq!(told, alerts);
+}
