@@ -153,7 +153,7 @@ fn installed() -> &'static Cluster {
             [custom_kind("PodMonitor", "podmonitors"), custom_kind("PrometheusRule", "prometheusrules")];
         cluster.apply(&kinds);
         cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-        cluster.kubectl(&["apply", "--kustomize", daemonset().to_str().unwrap()]);
+        cluster.kubectl(&["apply", "--server-side", "--kustomize", daemonset().to_str().unwrap()]);
     });
     cluster
 }
@@ -161,8 +161,9 @@ fn installed() -> &'static Cluster {
 /// What the API server makes of a file, without keeping it. Warnings, as of fields that it does not know, are failures.
 fn dry_run(cluster: &Cluster, path: &Path) -> Vec<Value> {
     let path = path.to_str().unwrap();
-    let arguments =
-        ["apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-o", "json", "-f", path];
+    let flags = ["--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors"];
+    // Server-side, as it was installed: what one file leaves out is not there from another.
+    let arguments = [&["apply"], &flags[..], &["-o", "json", "-f", path]].concat();
     let mut answer: Value = serde_json::from_str(&cluster.kubectl(&arguments)).unwrap();
     match answer["items"].take() {
         Value::Array(objects) => objects,
@@ -229,16 +230,22 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
                 // system-node-critical
                 assert_eq!(spec["priority"], json!(2_000_001_000), "{name}");
             }
-            // One directory of the node, or two where it is asked for.
+            // One directory of the node, or two where it is asked for; one more for a moment, where it is linked.
             let of_node =
                 spec["volumes"].as_array().unwrap().iter().filter_map(|v| v["hostPath"]["path"].as_str());
             let of_node: Vec<_> = of_node.collect();
             let wanted: &[&str] = match name.as_str() {
                 "k0s" => &["/var/lib/k0s/kubelet"],
                 "kops" => &["/var/lib/kubelet", "/root/.docker"],
+                "linked" => &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/root/.docker"],
                 _ => &["/var/lib/kubelet"],
             };
             assert_eq!(of_node, wanted, "{name}");
+            let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+            let seen: Vec<_> = mounts.iter().filter_map(|mount| mount["mountPath"].as_str()).collect();
+            if name == "linked" {
+                assert_eq!(seen, ["/var/lib/kubelet/ecr-node-agent"]);
+            }
 
             // The namespace's label is needed, and this is what for.
             let why = admitted(cluster, workload, &baseline).unwrap_err();
