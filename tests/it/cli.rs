@@ -236,3 +236,20 @@ fn the_messages_that_the_readme_explains_are_those_of_the_program() {
         assert!(text.contains(message), "`{message}` is not said by the program");
     }
 }
+
+#[test]
+fn the_units_defaults_name_every_variable_and_its_default() {
+    let defaults = file("hostpath-layout/etc/default/ecr-node-agent");
+    let command = Cli::command();
+    for option in command.get_arguments() {
+        let Some(variable) = option.get_env().and_then(|name| name.to_str()) else { continue };
+        let prefix = format!("#{variable}=");
+        let value = defaults.lines().find_map(|line| line.strip_prefix(&prefix));
+        let value = value.unwrap_or_else(|| panic!("{variable} is not in the defaults, commented out"));
+        if let [default] = option.get_default_values() {
+            assert_eq!(value, default, "{variable}");
+        }
+    }
+    // As it is shipped, it changes nothing.
+    assert_eq!(defaults.lines().find(|line| !line.is_empty() && !line.starts_with('#')), None);
+}

@@ -12,6 +12,7 @@ mod daemon;
 mod docs;
 mod ecr;
 mod explain;
+mod hostpath;
 mod link;
 mod manifests;
 mod merge;
