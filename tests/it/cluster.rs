@@ -4,7 +4,15 @@
 //! is deleted ever goes; without a kubelet no pod starts.
 
 use crate::needs::Need;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::Request as HttpRequest;
+use jiff::{SignedDuration, Timestamp};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    SigningKey as _,
+};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -18,6 +26,7 @@ use std::time::{Duration, Instant};
 /// Where `tests/kubernetes/build` puts the programs.
 const PROGRAMS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../kubernetes");
 const ADMIN_TOKEN: &str = "administrators-token";
+const ISSUER: &str = "https://kubernetes.default.svc";
 /// Who reads and writes what, without the content.
 const AUDIT_POLICY: &str = r#"{
     "apiVersion": "audit.k8s.io/v1",
@@ -37,14 +46,57 @@ pub fn is_here() -> bool {
 
 /// A running API server. Dropping it ends all that it started and leaves nothing behind, and so does the end of this
 /// process, however it comes.
-#[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
     port: u16,
     etcd_port: u16,
     api_server: Mutex<Option<Server>>,
+    api: OnceLock<Api>,
     // Behind the API server: it ends first.
     _etcd: Server,
+}
+
+/// A client of the API server.
+pub struct Api {
+    runtime: tokio::runtime::Runtime,
+    client: kube::Client,
+}
+
+/// How the API server refused: status, reason and message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub u16, pub String, pub String);
+
+impl Api {
+    /// One that is what a kubeconfig says.
+    pub fn new(kubeconfig: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+        let client = runtime.block_on(async {
+            let options = KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+            kube::Client::try_from(config).unwrap()
+        });
+        Self { runtime, client }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, Refused> {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = HttpRequest::builder().method(method).uri(path).header("Content-Type", kind);
+        match self.runtime.block_on(self.client.request(request.body(body).unwrap())) {
+            Ok(value) => Ok(value),
+            Err(kube::Error::Api(status)) => Err(Refused(status.code, status.reason, status.message)),
+            Err(error) => panic!("{method} {path}: {error}"),
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Result<Value, Refused> {
+        self.ask("GET", path, &Value::Null)
+    }
+
+    pub fn create(&self, path: &str, object: &Value) -> Result<Value, Refused> {
+        self.ask("POST", path, object)
+    }
 }
 
 /// A right, as a role grants it.
@@ -56,6 +108,8 @@ pub struct Rule<'a> {
     pub verbs: &'a str,
     /// A resource of the core group.
     pub resource: &'a str,
+    /// The one object that it is for, or all.
+    pub name: Option<&'a str>,
 }
 
 /// One request, as the API server's audit log has it.
@@ -109,7 +163,8 @@ impl Cluster {
             // It ends last, and takes the folder with it.
             "rm -rf \"$0\"",
         );
-        let cluster = Self { folder, port, etcd_port, api_server: Mutex::new(None), _etcd: etcd };
+        let cluster =
+            Self { folder, port, etcd_port, api_server: Mutex::new(None), api: OnceLock::new(), _etcd: etcd };
         write(&cluster.folder, "ca.pem", &ca_pem);
         cluster.kubeconfig("admin", ADMIN_TOKEN);
         cluster.start_api_server();
@@ -158,7 +213,7 @@ impl Cluster {
                 // As every cluster has it; Pod Security decides.
                 "--allow-privileged=true",
                 "--token-auth-file=tokens.csv",
-                "--service-account-issuer=https://kubernetes.default.svc",
+                &format!("--service-account-issuer={ISSUER}"),
                 "--service-account-key-file=service-accounts.pub",
                 "--service-account-signing-key-file=service-accounts.key",
                 "--service-cluster-ip-range=10.0.0.0/24",
@@ -223,50 +278,34 @@ impl Cluster {
         self.kubectl_with(&["apply", "--server-side", "--filename=-"], &list.to_string());
     }
 
+    /// The administrator's client.
+    pub fn api(&self) -> &Api {
+        self.api.get_or_init(|| Api::new(&self.admin()))
+    }
+
     /// A new namespace whose name starts so.
     pub fn namespace(&self, start: &str) -> String {
         let name = unique(start);
-        self.kubectl(&["create", "namespace", &name]);
+        self.make_namespace(&name, &json!({}));
         name
     }
 
-    /// A new service account that may do this and nothing more, as a kubeconfig.
-    pub fn service_account(&self, rules: &[Rule<'_>]) -> PathBuf {
-        let name = unique("agent");
-        let mut objects = vec![
-            json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }),
-            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": name } }),
-        ];
-        for (number, rule) in rules.iter().enumerate() {
-            let name_of_role = format!("{name}-{number}");
-            let metadata = match rule.namespace {
-                Some(namespace) => json!({ "name": name_of_role, "namespace": namespace }),
-                None => json!({ "name": name_of_role }),
-            };
-            let kind = if rule.namespace.is_some() { "Role" } else { "ClusterRole" };
-            let verbs: Vec<&str> = rule.verbs.split(',').collect();
-            let api = "rbac.authorization.k8s.io/v1";
-            objects.push(json!({
-                "apiVersion": api, "kind": kind, "metadata": metadata,
-                "rules": [{ "apiGroups": [""], "resources": [rule.resource], "verbs": verbs }],
-            }));
-            objects.push(json!({
-                "apiVersion": api, "kind": format!("{kind}Binding"), "metadata": metadata,
-                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name_of_role },
-                "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": name }],
-            }));
-        }
-        self.apply(&objects);
-        self.kubeconfig(&name, &self.token(&name))
+    /// A namespace of this name, with labels.
+    pub fn make_namespace(&self, name: &str, labels: &Value) {
+        let namespace = json!({ "metadata": { "name": name, "labels": labels } });
+        self.api().create("/api/v1/namespaces", &namespace).unwrap();
     }
 
-    /// A fresh token of the service account behind a kubeconfig of [`service_account`](Self::service_account).
-    pub fn token(&self, name: &str) -> String {
-        self.kubectl(&["create", "token", name, "--namespace", name, "--duration=1h"]).trim().to_owned()
+    /// A new service account, which may do nothing yet.
+    pub fn service_account(&self) -> Account<'_> {
+        let name = self.namespace("agent");
+        let account = json!({ "metadata": { "name": name } });
+        self.api().create(&format!("/api/v1/namespaces/{name}/serviceaccounts"), &account).unwrap();
+        Account { cluster: self, name }
     }
 
     /// Writes a kubeconfig with this token in it.
-    pub fn kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+    fn kubeconfig(&self, name: &str, token: &str) -> PathBuf {
         self.kubeconfig_at(name, &self.url(), &json!({ "token": token }))
     }
 
@@ -305,6 +344,97 @@ impl Cluster {
                 code: event["responseStatus"]["code"].as_u64().unwrap_or(0),
             })
             .collect()
+    }
+}
+
+/// A service account, in a namespace of its own that has its name.
+pub struct Account<'a> {
+    cluster: &'a Cluster,
+    /// Its name, and its namespace's.
+    pub name: String,
+}
+
+impl Account<'_> {
+    /// `system:serviceaccount:NAMESPACE:NAME`.
+    pub fn user(&self) -> String {
+        format!("system:serviceaccount:{0}:{0}", self.name)
+    }
+
+    /// Grants it something.
+    pub fn may(&self, rule: Rule<'_>) {
+        const GROUP: &str = "rbac.authorization.k8s.io";
+        let (place, kind, plural) = match rule.namespace {
+            Some(namespace) => (format!("/apis/{GROUP}/v1/namespaces/{namespace}"), "Role", "roles"),
+            None => (format!("/apis/{GROUP}/v1"), "ClusterRole", "clusterroles"),
+        };
+        let name = unique(&self.name);
+        let mut right = json!({
+            "apiGroups": [""], "resources": [rule.resource], "verbs": rule.verbs.split(',').collect::<Vec<_>>(),
+        });
+        if let Some(name) = rule.name {
+            right["resourceNames"] = json!([name]);
+        }
+        let rights = json!({ "metadata": { "name": name }, "rules": [right] });
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": GROUP, "kind": kind, "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": self.name, "namespace": self.name }],
+        });
+        let api = self.cluster.api();
+        api.create(&format!("{place}/{plural}"), &rights).unwrap();
+        let bindings = plural.replace("roles", "rolebindings");
+        api.create(&format!("{place}/{bindings}"), &binding).unwrap();
+        // The API server decides by a copy of the roles, which comes a moment later.
+        let review = json!({ "spec": { "user": self.user(), "resourceAttributes": {
+            "namespace": rule.namespace, "verb": rule.verbs.split(',').next(),
+            "resource": rule.resource, "name": rule.name,
+        } } });
+        let start = Instant::now();
+        let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        while api.create(reviews, &review).unwrap()["status"]["allowed"] != true {
+            assert!(start.elapsed().as_secs() < 60, "{rule:?} does not hold");
+        }
+    }
+
+    /// A new token, good for an hour.
+    pub fn token(&self) -> String {
+        let path = format!("/api/v1/namespaces/{0}/serviceaccounts/{0}/token", self.name);
+        let request = json!({ "spec": { "expirationSeconds": 3600 } });
+        self.cluster.api().create(&path, &request).unwrap()["status"]["token"].as_str().unwrap().to_owned()
+    }
+
+    /// A token that is good until then, signed with the API server's own key.
+    pub fn token_until(&self, end: Timestamp) -> String {
+        let path = format!("/api/v1/namespaces/{0}/serviceaccounts/{0}", self.name);
+        let uid = self.cluster.api().get(&path).unwrap()["metadata"]["uid"].clone();
+        let start = end - SignedDuration::from_hours(1);
+        let claims = json!({
+            "iss": ISSUER,
+            "aud": [ISSUER],
+            "sub": self.user(),
+            "iat": start.as_second(),
+            "nbf": start.as_second(),
+            "exp": end.as_second(),
+            "kubernetes.io": {
+                "namespace": self.name,
+                "serviceaccount": { "name": self.name, "uid": uid },
+            },
+        });
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(&claims));
+        let key = fs::read_to_string(self.cluster.folder.join("service-accounts.key")).unwrap();
+        let signature = KeyPair::from_pem(&key).unwrap().sign(signed.as_bytes()).unwrap();
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(two_numbers(&signature)))
+    }
+
+    /// A kubeconfig with a new token in it.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.kubeconfig_with(&self.token())
+    }
+
+    /// A kubeconfig with this token in it.
+    pub fn kubeconfig_with(&self, token: &str) -> PathBuf {
+        self.cluster.kubeconfig(&self.name, token)
     }
 }
 
@@ -373,6 +503,21 @@ fn certificates(folder: &Path) -> String {
     authority.pem()
 }
 
+/// An ECDSA signature as a JSON web token has it: two numbers of 32 bytes, out of their DER form.
+fn two_numbers(der: &[u8]) -> Vec<u8> {
+    let mut rest = &der[2..];
+    let mut numbers = Vec::new();
+    for _ in 0..2 {
+        let (number, after) = rest[2..].split_at(usize::from(rest[1]));
+        // A zero stands before one that would be negative, and zeros at the start are left out.
+        let number = &number[number.len().saturating_sub(32)..];
+        numbers.extend(std::iter::repeat_n(0, 32 - number.len()));
+        numbers.extend(number);
+        rest = after;
+    }
+    numbers
+}
+
 fn write(folder: &Path, name: &str, content: &str) {
     #[expect(clippy::disallowed_methods, reason = "test code")]
     fs::write(folder.join(name), content).unwrap();
@@ -389,67 +534,4 @@ fn free_port() -> u16 {
 pub fn unique(start: &str) -> String {
     let end: String = std::iter::repeat_with(fastrand::lowercase).take(8).collect();
     format!("{start}-{end}")
-}
-
-mod tests {
-    use super::{Cluster, Request, Rule, shared};
-    use crate::needs::{Need, all_here};
-
-    #[test]
-    fn a_service_account_may_do_what_it_was_given_and_nothing_more() {
-        if !all_here(&[Need::ApiServer]) {
-            return;
-        }
-        let cluster = shared();
-        let namespace = cluster.namespace("rights");
-        let other = cluster.namespace("rights");
-        let rule = Rule { namespace: Some(&namespace), verbs: "get,patch", resource: "secrets" };
-        let kubeconfig = cluster.service_account(&[rule]);
-        let may = |verb: &str, namespace: &str| {
-            let arguments = ["auth", "can-i", verb, "secrets/ecr-creds", "--namespace", namespace];
-            cluster.run(&kubeconfig, &arguments, "").status.success()
-        };
-        assert!(may("get", &namespace) && may("patch", &namespace));
-        assert!(!may("create", &namespace) && !may("list", &namespace) && !may("get", &other));
-    }
-
-    #[test]
-    fn an_api_server_that_comes_back_is_the_same_one() {
-        if !all_here(&[Need::ApiServer]) {
-            return;
-        }
-        let cluster = Cluster::start();
-        let namespace = cluster.namespace("kept");
-        let rule = Rule { namespace: None, verbs: "get", resource: "secrets" };
-        let kubeconfig = cluster.service_account(&[rule]);
-        let ask = || cluster.run(&kubeconfig, &["get", "secret", "absent", "--namespace", &namespace], "");
-
-        cluster.stop_api_server();
-        let refused = String::from_utf8(ask().stderr).unwrap();
-        assert!(refused.contains("connection") && refused.contains("refused"), "{refused}");
-
-        cluster.start_api_server();
-        let missing = String::from_utf8(ask().stderr).unwrap();
-        assert!(missing.contains("\"absent\" not found"), "{missing}");
-        let name = kubeconfig.file_stem().unwrap().to_str().unwrap();
-        let request = Request {
-            user: format!("system:serviceaccount:{name}:{name}"),
-            verb: "get".to_owned(),
-            namespace,
-            resource: "secrets".to_owned(),
-            name: "absent".to_owned(),
-            code: 404,
-        };
-        let start = std::time::Instant::now();
-        while !cluster.requests().contains(&request) {
-            assert!(start.elapsed().as_secs() < 60, "{:?}", cluster.requests());
-        }
-
-        // What it started goes with it.
-        let folder = cluster.folder().to_owned();
-        let address = ("127.0.0.1", cluster.port());
-        drop(cluster);
-        assert!(!folder.exists());
-        assert!(std::net::TcpStream::connect(address).is_err());
-    }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 #![expect(unreachable_pub, reason = "modules of one binary")]
 
+mod api_server;
 mod auth_file;
 mod cli;
 mod clock;

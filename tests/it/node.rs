@@ -215,11 +215,21 @@ impl Node {
     /// As [`Self::start`], by a wrapper that becomes the program.
     pub fn start_under(&self, wrapper: &[&str], more: &[&str]) -> Running<'_> {
         let auth_file = self.auth_file();
-        let log = self.path("agent.log");
-        let file = std::fs::File::create(&log).unwrap();
         let arguments =
             [&["--auth-file", auth_file.to_str().unwrap(), "--log-level", "debug"], more].concat();
-        let child = self.command(wrapper, &arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        self.launch(wrapper, &arguments)
+    }
+
+    /// Starts the agent with just these arguments.
+    pub fn launch(&self, wrapper: &[&str], arguments: &[&str]) -> Running<'_> {
+        let (file, log) = tempfile::Builder::new()
+            .prefix("agent-")
+            .suffix(".log")
+            .tempfile_in(&self.root)
+            .unwrap()
+            .keep()
+            .unwrap();
+        let child = self.command(wrapper, arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Running { node: self, child, log }
     }
 }
@@ -292,8 +302,13 @@ impl Running<'_> {
         self.stop_by(nix::sys::signal::Signal::SIGTERM)
     }
 
-    pub fn stop_by(mut self, signal: nix::sys::signal::Signal) -> Run {
+    pub fn stop_by(self, signal: nix::sys::signal::Signal) -> Run {
         self.signal(signal);
+        self.ended()
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Run {
         let status = self.child.wait().unwrap();
         let output = Output { status, stdout: Vec::new(), stderr: self.said().into_bytes() };
         self.node.checked(&output)
