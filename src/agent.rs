@@ -10,6 +10,7 @@ use crate::ecr::client::{Ecr, Identity};
 use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::{AuthorizationToken, Token};
+use crate::pull_secrets;
 use crate::refresh::{LAPSE, Published, Question, ask, on_each, questions, tell_fetched, wanted};
 use crate::report::ending::{Ending, failed};
 use crate::report::metrics::{Metrics, Outcome, Reason};
@@ -26,9 +27,10 @@ use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -64,6 +66,7 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
     };
     let (queries, mut asked) = mpsc::channel(8);
     let mut helpers = JoinSet::new();
+    let mut keepers = JoinSet::new();
     if let Some(address) = daemon.listen {
         match TcpListener::bind(address).await {
             Ok(listener) => {
@@ -81,7 +84,14 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         Ok(metrics) => metrics,
         Err(error) => return failed(&error, Ending::Unexpected),
     };
-    let mut agent = Agent::new(settings, daemon, metrics);
+    let (tokens, new_tokens) = watch::channel(Arc::default());
+    if settings.pull_secrets.is_empty() {
+        drop(new_tokens);
+    } else {
+        let secrets = settings.pull_secrets.named.clone();
+        keepers.spawn(pull_secrets::node::run(secrets, new_tokens, metrics.clone()));
+    }
+    let mut agent = Agent::new(settings, daemon, metrics, tokens);
     info!("started");
     let watchdog = supervisor::ready();
     agent.look_around(clock::both());
@@ -112,6 +122,13 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
             Some(_) = helpers.join_next() => {
                 error!("the server for metrics and probes has ended");
                 return Ending::Unexpected;
+            },
+            Some(ended) = keepers.join_next() => {
+                return match ended {
+                    Ok(Err(error)) => failed(&error, Ending::Unexpected),
+                    Err(error) => failed(&error, Ending::Unexpected),
+                    Ok(Ok(())) => Ending::Unexpected,
+                };
             },
             seen = seen => agent.seen(seen, clock::both()),
             Some(answer) = agent.attempts.join_next() => match answer {
@@ -179,6 +196,8 @@ struct Agent {
     /// When the loop came round last.
     clock: Now,
     metrics: Metrics,
+    /// For the pull secrets, whose loop waits for nothing of ours, and we for nothing of it.
+    tokens: watch::Sender<Arc<Wanted>>,
     settings: Settings,
     daemon: Daemon,
     /// `None` until it is known whom to ask.
@@ -200,7 +219,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(settings: Settings, daemon: Daemon, metrics: Metrics) -> Self {
+    fn new(settings: Settings, daemon: Daemon, metrics: Metrics, tokens: watch::Sender<Arc<Wanted>>) -> Self {
         let now = clock::both();
         let kept = |file: &AuthFile| Kept {
             file: file.clone(),
@@ -212,6 +231,7 @@ impl Agent {
         Self {
             clock: now,
             metrics,
+            tokens,
             settings,
             daemon,
             posts: None,
@@ -342,6 +362,7 @@ impl Agent {
         }
         if lapsed {
             self.renew();
+            self.offer_tokens(now);
         }
         self.publish(now);
     }
@@ -418,6 +439,7 @@ impl Agent {
                     self.metrics.attempt(reason, outcome(&token), took);
                     if post.take(token, &self.daemon, now) {
                         self.renew();
+                        self.offer_tokens(now);
                     }
                 }
             }
@@ -458,6 +480,20 @@ impl Agent {
             self.renew();
         }
         self.posts = Some(posts);
+        self.offer_tokens(now);
+    }
+
+    /// Hands what is wanted now to the pull secrets, whatever becomes of the files.
+    fn offer_tokens(&self, now: Now) {
+        if self.tokens.receiver_count() > 0 {
+            self.tokens.send_replace(Arc::new(self.wanted(now)));
+        }
+    }
+
+    /// What every target should hold now.
+    fn wanted(&self, now: Now) -> Wanted {
+        let posts = self.posts.iter().flatten();
+        wanted(posts.map(|post| (&post.question, post.usable(now.wall))), now.wall)
     }
 
     /// There is something new to write, to every file.
@@ -475,8 +511,7 @@ impl Agent {
         if files.is_empty() {
             return;
         }
-        let posts = self.posts.iter().flatten();
-        let wanted: Wanted = wanted(posts.map(|post| (&post.question, post.usable(now.wall))), now.wall);
+        let wanted = self.wanted(now);
         if wanted.entries.is_empty() && wanted.lapse.is_empty() {
             return;
         }

@@ -11,6 +11,7 @@ use crate::report::status::Output;
 use crate::schedule::Interval;
 use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Rule, Settings};
 use crate::target::auth_file::AuthFile;
+use crate::target::pull_secret::names::{Label, Name, PullSecrets, Said, Which};
 use crate::trigger::cron::{ParseScheduleError, Schedule};
 use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand};
@@ -47,6 +48,57 @@ pub struct Cli {
         global = true
     )]
     auth_files: Vec<Listed<PathBuf>>,
+
+    /// Keep no auth file: pull secrets only, as a Deployment of one replica does, which watches them.
+    #[arg(
+        long,
+        env = "ECR_NODE_AGENT_NO_AUTH_FILE",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new(),
+        global = true
+    )]
+    no_auth_file: bool,
+
+    /// Pull secret to keep current; repeatable (in the variable: separated by spaces). With `--no-auth-file` or `--once`
+    /// the namespace may be a pattern, such as `team-*/ecr-creds`. `remove` deletes what it names.
+    #[arg(
+        long = "pull-secret",
+        value_name = "NAMESPACE/NAME",
+        env = "ECR_NODE_AGENT_PULL_SECRET",
+        hide_env_values = true,
+        global = true
+    )]
+    pull_secrets: Vec<Listed<Said>>,
+
+    /// Keep a pull secret in each namespace that has this label. With `--no-auth-file` or `--once`.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE",
+        env = "ECR_NODE_AGENT_PULL_SECRET_SELECTOR",
+        hide_env_values = true,
+        global = true
+    )]
+    pull_secret_selector: Option<Maybe<Label>>,
+
+    /// Name of the pull secret in the namespaces that `--pull-secret-selector` selects.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "ECR_NODE_AGENT_PULL_SECRET_NAME",
+        hide_env_values = true,
+        global = true
+    )]
+    pull_secret_name: Option<Maybe<Name>>,
+
+    /// Service account to whose `imagePullSecrets` each namespace's pull secret is added; repeatable (in the variable:
+    /// separated by spaces). With `--no-auth-file` or `--once`.
+    #[arg(
+        long = "patch-service-account",
+        value_name = "NAME",
+        env = "ECR_NODE_AGENT_PATCH_SERVICE_ACCOUNT",
+        hide_env_values = true
+    )]
+    service_accounts: Vec<Listed<Name>>,
 
     /// Registry to write an entry for; repeatable (in the variable: separated by spaces). A host of ECR's, a pattern such
     /// as `*.dkr.ecr.us-east-1.amazonaws.com`, or with `region=` a custom domain in front of ECR; `role=` is assumed for
@@ -155,8 +207,10 @@ identity (IRSA), container credentials (EKS Pod Identity, ECS), instance metadat
 AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR \
 mean what they mean to other programs.
 
+The API server for pull secrets is the one that KUBECONFIG names, that this pod belongs to, or that ~/.kube/config names.
+
 Exit codes: 0 done, 1 unexpected, 2 usage, 3 no usable AWS credentials or region, 4 ECR refused or could not be reached, \
-5 an auth file could not be read or written.";
+5 an auth file could not be read or written, 6 a pull secret could not be written (auth files were).";
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
@@ -166,7 +220,8 @@ enum Subcommands {
         #[arg(long, value_name = "FORMAT", default_value = "text")]
         output: Output,
     },
-    /// Take our entries out of the auth files again, and undo `link`, as for uninstalling.
+    /// Take our entries out of the auth files again, undo `link`, and delete the pull secrets that are named, as for
+    /// uninstalling.
     Remove,
     /// Make the auth file a relative symlink into a directory of ours beside it, for an agent that is shown only that
     /// directory and not the kubelet's whole root. What the file holds, and what the kubelet reads, stays as it is.
@@ -233,6 +288,8 @@ pub enum Command {
     Remove {
         /// The files.
         auth_files: Vec<AuthFile>,
+        /// The secrets to delete.
+        pull_secrets: PullSecrets,
         /// Change nothing, only say what would change.
         dry_run: bool,
     },
@@ -256,6 +313,23 @@ pub enum UsageError {
     SameAuthFile { path: PathBuf },
     #[error("--registry {key} is given twice")]
     SameRegistry { key: String },
+    #[error("--no-auth-file and --auth-file contradict each other")]
+    AuthFileAndNone,
+    #[error(
+        "--no-auth-file without a pull secret leaves nothing to do: give --pull-secret, or --pull-secret-selector"
+    )]
+    NothingToKeep,
+    #[error("--pull-secret {said} is given twice")]
+    SamePullSecret { said: String },
+    #[error("--pull-secret-selector and --pull-secret-name belong together")]
+    SelectorAndName,
+    #[error(
+        "{option} finds its namespaces by listing and watching all of them, which a whole fleet of nodes must not do: use \
+         it with --no-auth-file, in one Deployment, or with --once"
+    )]
+    NotOnNodes { option: &'static str },
+    #[error("--patch-service-account needs a --pull-secret to add")]
+    NoPullSecretToAdd,
 }
 
 /// Values with white space between them, as a variable gives several. An empty variable gives none.
@@ -299,9 +373,22 @@ impl Cli {
         if let Some(twice) = registries.iter().find(|registry| !keys.insert(registry.key())) {
             return Err(UsageError::SameRegistry { key: twice.key().to_owned() });
         }
-        let auth_files = auth_files(self.auth_files.into_iter().flat_map(|listed| listed.0).collect())?;
+        let paths: Vec<PathBuf> = self.auth_files.into_iter().flat_map(|listed| listed.0).collect();
+        if self.no_auth_file && !paths.is_empty() {
+            return Err(UsageError::AuthFileAndNone);
+        }
+        let auth_files = if self.no_auth_file { Vec::new() } else { auth_files(paths)? };
         if self.once && self.command.is_some() {
             return Err(UsageError::OnceAndSubcommand);
+        }
+        let pull_secrets = pull_secrets(
+            self.pull_secrets.into_iter().flat_map(|listed| listed.0),
+            self.pull_secret_selector.and_then(|maybe| maybe.0),
+            self.pull_secret_name.and_then(|maybe| maybe.0),
+            self.service_accounts.into_iter().flat_map(|listed| listed.0).collect(),
+        )?;
+        if self.no_auth_file && pull_secrets.is_empty() {
+            return Err(UsageError::NothingToKeep);
         }
         let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
         let interval = Interval { length: span(self.interval), spread: span(self.spread) };
@@ -321,7 +408,9 @@ impl Cli {
                 let kubelet = kubelet(auth_files, kubelet_home, kubelet_working_dir)?;
                 Ok(Command::Explain { kubelet, images, output })
             }
-            Some(Subcommands::Remove) => Ok(Command::Remove { auth_files, dry_run: self.dry_run }),
+            Some(Subcommands::Remove) => {
+                Ok(Command::Remove { auth_files, pull_secrets, dry_run: self.dry_run })
+            }
             None => {
                 check_endpoints()?;
                 let credentials_dir = self.aws_credentials_dir.and_then(|maybe| maybe.0);
@@ -340,6 +429,7 @@ impl Cli {
                     registries,
                     role: self.role_arn.and_then(|maybe| maybe.0),
                     identity,
+                    pull_secrets,
                     timeout: self.timeout,
                     dry_run: self.dry_run,
                 };
@@ -348,6 +438,9 @@ impl Cli {
                 }
                 if self.interval.is_zero() {
                     return Err(UsageError::NoInterval);
+                }
+                if !self.no_auth_file {
+                    only_what_nodes_may(&settings.pull_secrets)?;
                 }
                 Ok(Command::Run(
                     settings,
@@ -394,6 +487,47 @@ fn kubelet(
         return Err(UsageError::Relative { option, path: path.clone() });
     }
     Ok(Kubelet { auth_file, working_dir, home })
+}
+
+fn pull_secrets(
+    said: impl Iterator<Item = Said>,
+    selector: Option<Label>,
+    name: Option<Name>,
+    service_accounts: BTreeSet<Name>,
+) -> Result<PullSecrets, UsageError> {
+    let mut secrets = PullSecrets { service_accounts, ..PullSecrets::default() };
+    let mut seen = BTreeSet::new();
+    for said in said {
+        if !seen.insert(said.clone()) {
+            return Err(UsageError::SamePullSecret { said: said.to_string() });
+        }
+        match said {
+            Said::Exactly(secret) => {
+                secrets.named.insert(secret);
+            }
+            Said::Glob(glob, name) => secrets.found.push((Which::Glob(glob), name)),
+        }
+    }
+    match (selector, name) {
+        (Some(label), Some(name)) => secrets.found.push((Which::Label(label), name)),
+        (None, None) => {}
+        _ => return Err(UsageError::SelectorAndName),
+    }
+    if secrets.is_empty() && !secrets.service_accounts.is_empty() {
+        return Err(UsageError::NoPullSecretToAdd);
+    }
+    Ok(secrets)
+}
+
+/// An agent on every node may read and write the secrets that it is told of, and look for none.
+fn only_what_nodes_may(secrets: &PullSecrets) -> Result<(), UsageError> {
+    let option = match secrets.found.first() {
+        Some((Which::Glob(_), _)) => "--pull-secret with a pattern",
+        Some((Which::Label(_), _)) => "--pull-secret-selector",
+        None if !secrets.service_accounts.is_empty() => "--patch-service-account",
+        None => return Ok(()),
+    };
+    Err(UsageError::NotOnNodes { option })
 }
 
 /// Whose certificates to accept. The AWS SDK for Rust knows none of these variables, other AWS programs know them all.

@@ -22,8 +22,8 @@ pub fn run(command: Command) -> Ending {
     let ending = match command {
         Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, daemon))),
         Command::Once(settings) => runtime.block_on(once(&settings)),
-        Command::Remove { auth_files, dry_run } => {
-            let round = runtime.block_on(refresh::remove(&auth_files, dry_run));
+        Command::Remove { auth_files, pull_secrets, dry_run } => {
+            let round = runtime.block_on(Box::pin(refresh::remove(&auth_files, &pull_secrets, dry_run)));
             told(&round, dry_run)
         }
         Command::Link { auth_files, undo, dry_run } => {

@@ -18,6 +18,7 @@ pub mod commands;
 pub mod docker_config;
 pub mod ecr;
 pub mod explain;
+pub mod pull_secrets;
 pub mod refresh;
 pub mod report;
 pub mod schedule;

@@ -10,11 +10,13 @@ use crate::ecr::client::{Caller, Ecr};
 use crate::ecr::refusal::{AnswerError, Refusal};
 use crate::ecr::registry::{Endpoint, Region, TokenSource};
 use crate::ecr::token::Token;
+use crate::pull_secrets::{self, SecretDone};
 use crate::report::ending::{Ending, chain};
 use crate::schedule::retry_delay;
 use crate::settings::Settings;
 use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Manner, Outcome};
 use crate::target::link::Link;
+use crate::target::pull_secret::names::PullSecrets;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +30,9 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 /// may go on using what it has read.
 pub const LAPSE: SignedDuration = SignedDuration::from_mins(10);
 
+/// What pull secrets are given even where ECR took all the time there was.
+const LEAST_FOR_SECRETS: Duration = Duration::from_secs(15);
+
 /// Longer than anybody waits, and short enough for every clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -36,8 +41,10 @@ const FOREVER: Duration = Duration::from_hours(24 * 365);
 pub struct Round {
     /// What ECR said, for each source that was asked.
     pub fetched: Vec<Fetched>,
-    /// What became of each target.
+    /// What became of each auth file.
     pub published: Vec<Published>,
+    /// What became of each pull secret.
+    pub secrets: Vec<SecretDone>,
 }
 
 /// What ECR said.
@@ -70,6 +77,8 @@ impl Round {
             Ending::NoCredentials
         } else if refusals().next().is_some() {
             Ending::Ecr
+        } else if self.secrets.iter().any(|secret| secret.result.is_err()) {
+            Ending::PullSecret
         } else {
             Ending::Done
         }
@@ -113,24 +122,33 @@ pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     // Without anything new, and nothing to take back, a target has nothing to gain from being opened.
     if !wanted.entries.is_empty() || !wanted.lapse.is_empty() {
         let manner = Manner { now: clock::now(), dry_run: settings.dry_run, mode: None };
-        let publish = move |file: &AuthFile| file.publish(&wanted, manner);
+        let wanted = Arc::new(wanted);
+        let for_files = Arc::clone(&wanted);
+        let publish = move |file: &AuthFile| file.publish(&for_files, manner);
         round.published = on_each(&settings.auth_files, publish).await;
+        // Last of all: a node's own file does not wait for the API server.
+        if !settings.pull_secrets.is_empty() {
+            let deadline = deadline.max(Instant::now() + LEAST_FOR_SECRETS);
+            let publishing = pull_secrets::once(&settings.pull_secrets, &wanted, deadline, settings.dry_run);
+            round.secrets = Box::pin(publishing).await;
+        }
     }
     round
 }
 
-/// Takes everything of ours out of the auth files, and undoes their links.
-pub async fn remove(auth_files: &[AuthFile], dry_run: bool) -> Round {
+/// Takes everything of ours out of the auth files, undoes their links, and deletes the pull secrets that are named.
+pub async fn remove(auth_files: &[AuthFile], secrets: &PullSecrets, dry_run: bool) -> Round {
     let now = clock::now();
     let published = on_each(auth_files, move |file| file.uninstall(now, dry_run)).await;
-    Round { fetched: Vec::new(), published }
+    let secrets = if secrets.is_empty() { Vec::new() } else { pull_secrets::remove(secrets, dry_run).await };
+    Round { fetched: Vec::new(), published, secrets }
 }
 
 /// Moves the auth files into directories of ours and leaves links, or undoes that.
 pub async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> Round {
     let now = clock::now();
     let act = move |file: &AuthFile| if undo { file.unlink(dry_run) } else { file.link(now, dry_run) };
-    Round { fetched: Vec::new(), published: on_each(auth_files, act).await }
+    Round { published: on_each(auth_files, act).await, ..Round::default() }
 }
 
 /// Whom to ask for what. Asks for the region, where it is not given.

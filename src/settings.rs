@@ -4,6 +4,7 @@ use crate::ecr::client::Identity;
 use crate::ecr::registry::{Registry, RoleArn};
 use crate::schedule::{Interval, Life};
 use crate::target::auth_file::AuthFile;
+use crate::target::pull_secret::names::PullSecrets;
 use crate::trigger::cron::Schedule;
 use jiff::{SignedDuration, Timestamp};
 use std::net::SocketAddr;
@@ -24,6 +25,8 @@ pub struct Settings {
     pub role: Option<RoleArn>,
     /// Who asks ECR.
     pub identity: Identity,
+    /// Secrets to publish to, besides.
+    pub pull_secrets: PullSecrets,
     /// How long to keep trying.
     pub timeout: Duration,
     /// Change nothing, only say what would change.

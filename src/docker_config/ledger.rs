@@ -67,6 +67,19 @@ impl Default for Ledger {
 }
 
 impl Ledger {
+    /// A ledger of these entries.
+    #[must_use]
+    pub fn of(entries: BTreeMap<String, Record>) -> Self {
+        Self { entries, ..Self::default() }
+    }
+
+    /// Its JSON text on one line.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        // Maps with text as keys, and text, can always be written.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// Its JSON text, indented to stand at a document's top level.
     #[must_use]
     pub fn to_json(&self) -> String {

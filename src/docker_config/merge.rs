@@ -52,7 +52,9 @@ pub struct WantedEntry {
 }
 
 impl WantedEntry {
-    fn record(&self) -> Record {
+    /// What is to be remembered of it.
+    #[must_use]
+    pub fn record(&self) -> Record {
         Record {
             expires_at: self.expires_at,
             fetched_at: self.fetched_at,

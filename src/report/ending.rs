@@ -18,6 +18,8 @@ pub enum Ending {
     Ecr = 4,
     /// An auth file could not be read or written.
     AuthFile = 5,
+    /// A pull secret could not be written; the auth files were.
+    PullSecret = 6,
 }
 
 impl From<Ending> for ExitCode {

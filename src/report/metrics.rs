@@ -1,5 +1,9 @@
 //! What Prometheus reads. Every metric has its line in `docs/metrics.md`.
 
+use crate::pull_secrets::{Done, SecretDone, Target};
+use crate::target::pull_secret::Effect;
+use crate::target::pull_secret::content::Because;
+use crate::target::pull_secret::names::SecretRef;
 use jiff::Timestamp;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -8,7 +12,7 @@ use prometheus::{
 use std::time::Duration;
 
 /// The metrics, and the registry that writes them down.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
     expiry: IntGaugeVec,
@@ -19,6 +23,12 @@ pub struct Metrics {
     repairs: IntCounter,
     fighting: IntGauge,
     retries: IntGauge,
+    secret_writes: IntCounterVec,
+    secret_reads: IntCounterVec,
+    secret_expiry: IntGaugeVec,
+    secret_failing: IntGauge,
+    secret_repairs: IntCounter,
+    account_patches: IntCounterVec,
 }
 
 /// Why ECR is asked.
@@ -125,6 +135,33 @@ impl Metrics {
                 "retries_pending",
                 "Sources and files whose last attempt failed, and which wait for the next one.",
             ))?,
+            secret_writes: IntCounterVec::new(
+                named("pull_secret_writes_total", "Writes of a pull secret, by result."),
+                &["namespace", "name", "result"],
+            )?,
+            secret_reads: IntCounterVec::new(
+                named("pull_secret_reads_total", "Looks at pull secrets, by result."),
+                &["result"],
+            )?,
+            secret_expiry: IntGaugeVec::new(
+                named(
+                    "pull_secret_expiry_timestamp_seconds",
+                    "When the first token in this pull secret ends, in seconds since 1970, as it was seen last.",
+                ),
+                &["namespace", "name"],
+            )?,
+            secret_failing: IntGauge::with_opts(named(
+                "pull_secret_failing",
+                "Pull secrets and service accounts whose last attempt failed, and which wait for the next one.",
+            ))?,
+            secret_repairs: IntCounter::with_opts(named(
+                "pull_secret_repairs_total",
+                "How often another program had changed a pull secret, and it was repaired.",
+            ))?,
+            account_patches: IntCounterVec::new(
+                named("service_account_patches_total", "Pull secrets added to service accounts, by result."),
+                &["result"],
+            )?,
         };
         let build = IntGauge::with_opts(
             named("build_info", "1, with the program's version.")
@@ -141,6 +178,12 @@ impl Metrics {
         registry.register(Box::new(metrics.repairs.clone()))?;
         registry.register(Box::new(metrics.fighting.clone()))?;
         registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.secret_writes.clone()))?;
+        registry.register(Box::new(metrics.secret_reads.clone()))?;
+        registry.register(Box::new(metrics.secret_expiry.clone()))?;
+        registry.register(Box::new(metrics.secret_failing.clone()))?;
+        registry.register(Box::new(metrics.secret_repairs.clone()))?;
+        registry.register(Box::new(metrics.account_patches.clone()))?;
         Ok(metrics)
     }
 
@@ -184,6 +227,57 @@ impl Metrics {
         self.retries.set(i64::try_from(pending).unwrap_or(i64::MAX));
     }
 
+    /// What became of a pull secret, or of a service account.
+    pub fn secret(&self, done: &SecretDone) {
+        let (secret, result) = match (&done.target, &done.result) {
+            (Target::Secret(secret), result) => (secret, result),
+            (_, Ok(Done::Patched(names))) if names.is_empty() => return,
+            (_, result) => {
+                let result = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
+                self.account_patches.with_label_values(&[result.label()]).inc();
+                return;
+            }
+        };
+        let (namespace, name) = (secret.namespace.as_str(), secret.name.as_str());
+        let written = |label| self.secret_writes.with_label_values(&[namespace, name, label]).inc();
+        let read = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
+        self.secret_reads.with_label_values(&[read.label()]).inc();
+        match result {
+            Ok(Done::Secret(published)) => {
+                match &published.effect {
+                    Effect::Written(because) => {
+                        written(Outcome::Success.label());
+                        if *because == Because::Changed {
+                            self.secret_repairs.inc();
+                        }
+                    }
+                    Effect::Overtaken => written("conflict"),
+                    Effect::Unchanged | Effect::PutOff | Effect::Deleted => {}
+                }
+                if let Some(end) = published.ends.values().min() {
+                    self.secret_expiry.with_label_values(&[namespace, name]).set(end.as_second());
+                }
+            }
+            Ok(Done::Patched(_)) => {}
+            Err(_) => written(Outcome::Failure.label()),
+        }
+    }
+
+    /// A pull secret is not kept any more.
+    pub fn forget_secret(&self, secret: &SecretRef) {
+        let labels = [secret.namespace.as_str(), secret.name.as_str()];
+        // One that was never seen has none.
+        self.secret_expiry.remove_label_values(&labels).ok();
+        for result in [Outcome::Success.label(), "conflict", Outcome::Failure.label()] {
+            self.secret_writes.remove_label_values(&[labels[0], labels[1], result]).ok();
+        }
+    }
+
+    /// How many pull secrets and service accounts wait after a failure.
+    pub fn secrets_failing(&self, failing: usize) {
+        self.secret_failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
+    }
+
     /// All of it in Prometheus' text format, for `/metrics`.
     #[must_use]
     pub fn text(&self) -> String {
@@ -195,6 +289,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::pull_secret as target;
 
     #[test]
     fn every_metric_is_written_down() {
@@ -204,13 +299,28 @@ mod tests {
             metrics.attempt(reason, Outcome::Success, Duration::from_millis(1));
         }
         metrics.written(Outcome::Failure);
+        let secret = SecretRef { namespace: "team-a".parse().unwrap(), name: "ecr-creds".parse().unwrap() };
+        let written = target::Published {
+            effect: Effect::Written(Because::Missing),
+            ends: [("registry.example".to_owned(), Timestamp::UNIX_EPOCH)].into(),
+            resource_version: None,
+        };
+        metrics.secret(&SecretDone {
+            target: Target::Secret(secret.clone()),
+            result: Ok(Done::Secret(written)),
+        });
+        let patched = Ok(Done::Patched(vec![secret.name.clone()]));
+        let account = Target::ServiceAccount(secret.namespace.clone(), secret.name.clone());
+        metrics.secret(&SecretDone { target: account, result: patched });
         let docs = include_str!("../../docs/metrics.md");
         let text = metrics.text();
         let names: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        assert_eq!(names.len(), 9, "{text}");
+        assert_eq!(names.len(), 15, "{text}");
         for name in names {
             assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
         }
+        metrics.forget_secret(&secret);
+        assert!(!metrics.text().contains("team-a"), "{}", metrics.text());
     }
 }

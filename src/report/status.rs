@@ -6,11 +6,15 @@ use crate::docker_config::document::{self, Spoilt};
 use crate::docker_config::key::{index_key, shown};
 use crate::docker_config::ledger::Record;
 use crate::ecr::registry::{Registry, is_ecr_host};
+use crate::pull_secrets::Done;
 use crate::refresh::Round;
 use crate::schedule::Life;
 use crate::settings::Rule;
 use crate::target::auth_file::{AuthFile, Effect, Note};
 use crate::target::link::{DIRECTORY, Link};
+use crate::target::pull_secret::content::Because;
+use crate::target::pull_secret::names::Name;
+use crate::target::pull_secret::{self as secret};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -319,5 +323,36 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
             }
         }
     }
+    for done in &round.secrets {
+        let what = match &done.result {
+            Err(_) => "cannot be changed".to_owned(),
+            Ok(Done::Secret(published)) => secret_plan(published),
+            Ok(Done::Patched(names)) if names.is_empty() => "would stay as it is".to_owned(),
+            Ok(Done::Patched(names)) => {
+                let names: Vec<&str> = names.iter().map(Name::as_str).collect();
+                format!("would get the pull secret {}", names.join(", "))
+            }
+        };
+        writeln!(out, "{}: {what}", done.target)?;
+    }
     Ok(())
+}
+
+fn secret_plan(published: &secret::Published) -> String {
+    let until = published.ends.values().min().map(|end| format!(" (token redacted, good until {end})"));
+    let until = until.unwrap_or_default();
+    match &published.effect {
+        secret::Effect::Unchanged | secret::Effect::PutOff | secret::Effect::Overtaken => {
+            "would stay as it is".to_owned()
+        }
+        secret::Effect::Deleted => "would be deleted".to_owned(),
+        secret::Effect::Written(Because::Missing) => format!("would be created{until}"),
+        secret::Effect::Written(Because::New | Because::Changed) => format!("would be updated{until}"),
+        secret::Effect::Written(Because::TakenOver(keys)) => {
+            let keys: Vec<String> = keys.iter().map(|key| shown(key)).collect();
+            let lost =
+                if keys.is_empty() { String::new() } else { format!(", and lose {}", keys.join(", ")) };
+            format!("would be taken over{until}{lost}")
+        }
+    }
 }

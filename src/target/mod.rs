@@ -2,4 +2,5 @@
 
 pub mod auth_file;
 pub mod link;
+pub mod pull_secret;
 pub mod replace;

@@ -4,23 +4,34 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms that decide, and what would make them do I/O.
-const PURE: [&str; 6] = [
+const PURE: [&str; 9] = [
     "src/docker_config",
     "src/schedule.rs",
     "src/ecr/registry.rs",
     "src/ecr/token.rs",
     "src/trigger/cron.rs",
     "src/upkeep.rs",
+    "src/target/pull_secret/names.rs",
+    "src/target/pull_secret/content.rs",
+    "src/target/pull_secret/when.rs",
 ];
 const IMPURE: [&str; 10] = [
     "std::fs", "std::env", "std::net", "tokio::", "kube::", "aws_", "nix::", "rustix::", "::now()",
     "fastrand",
 ];
 /// Rooms, and what they may not know.
-const BORDERS: [(&str, &[&str]); 7] = [
+const BORDERS: [(&str, &[&str]); 8] = [
     (
         "src/target",
-        &["aws_", "crate::ecr", "crate::cli", "crate::commands", "crate::agent", "crate::refresh"],
+        &[
+            "aws_",
+            "crate::ecr",
+            "crate::cli",
+            "crate::commands",
+            "crate::agent",
+            "crate::refresh",
+            "crate::pull_secrets",
+        ],
     ),
     (
         "src/ecr",
@@ -32,6 +43,10 @@ const BORDERS: [(&str, &[&str]); 7] = [
             "crate::agent",
             "crate::refresh",
         ],
+    ),
+    (
+        "src/pull_secrets",
+        &["aws_", "kube::", "crate::ecr", "crate::cli", "crate::commands", "crate::agent", "crate::refresh"],
     ),
     ("src/docker_config", &["crate::"]),
     ("src/schedule.rs", &["crate::cli", "crate::commands", "crate::agent", "crate::target"]),
