@@ -24,7 +24,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Where `tests/kubernetes/build` puts the programs.
-const PROGRAMS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../kubernetes");
+pub const PROGRAMS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../kubernetes");
 const ADMIN_TOKEN: &str = "administrators-token";
 const ISSUER: &str = "https://kubernetes.default.svc";
 /// Who reads and writes what, without the content.

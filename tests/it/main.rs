@@ -19,6 +19,7 @@ mod manifests;
 mod merge;
 mod needs;
 mod node;
+mod oracle;
 mod readers;
 mod serve;
 mod tidy;

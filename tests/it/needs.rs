@@ -25,6 +25,8 @@ pub enum Need {
     SecurityAttributes,
     /// A Kubernetes API server, as `tests/kubernetes/build` makes it.
     ApiServer,
+    /// The kubelet's lookup of credentials as programs, as `tests/kubernetes/build` makes them.
+    Oracle,
 }
 
 /// Whether all of it is here. Says what is missing, or fails where nothing may be.
@@ -73,6 +75,7 @@ impl Need {
                     .is_ok()
             }
             Self::ApiServer => crate::cluster::is_here(),
+            Self::Oracle => crate::oracle::is_here(),
         }
     }
 }

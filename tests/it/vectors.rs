@@ -2,12 +2,18 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_node_agent::docker_config::document::{self, Document, Unusable};
-use ecr_node_agent::docker_config::{entry, json, key};
+use ecr_node_agent::docker_config::document::{self, Document, Shape, Unusable};
+use ecr_node_agent::docker_config::image::Image;
+use ecr_node_agent::docker_config::keyring::{self, Entry, Keyring};
+use ecr_node_agent::docker_config::search::{self, Content, Kubelet, Verdict};
+use ecr_node_agent::docker_config::{entry, json as json_text, key};
 use ecr_node_agent::ecr::registry::{Endpoint, Registry, host_of_proxy_endpoint};
 use ecr_node_agent::ecr::token::AuthorizationToken;
+use ecr_node_agent::target::auth_file::read_place;
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::path::Path;
 
 const KUBELET: &str = include_str!("../vectors/kubelet.json");
 const PEERS: &str = include_str!("../vectors/peers.json");
@@ -130,6 +136,169 @@ fn keys_are_filed_as_the_kubelet_files_them() {
     }
 }
 
+/// The vectors of matching, each as a document and a name to look up in it.
+pub fn matching() -> Vec<(String, String)> {
+    let groups = [
+        "url_match",
+        "url_match_ecr",
+        "url_match_edge",
+        "keyring_hit",
+        "keyring_miss",
+        "keyring_hub",
+        "lookup_order",
+        "lookup_order_ecr",
+        "lookup_order_edge",
+        "file_lookup",
+    ];
+    kubelet(&groups).iter().map(|case| document_and_name(&case["input"])).collect()
+}
+
+/// A document with what a vector's keyring holds, and the name that it looks up.
+fn document_and_name(input: &Value) -> (String, String) {
+    let text = |name: &str| input[name].as_str().unwrap_or_default().to_owned();
+    if input.get("glob").is_some() {
+        return (json!({ "auths": { text("glob"): { "username": "u" } } }).to_string(), text("target"));
+    }
+    let document = match (input.get("content"), input["keys"].as_object()) {
+        (Some(content), _) => content.as_str().unwrap().to_owned(),
+        (None, Some(keys)) => {
+            let entry = |(key, user): (&String, &Value)| (key.clone(), json!({ "username": user }));
+            json!({ "auths": keys.iter().map(entry).collect::<serde_json::Map<_, _>>() }).to_string()
+        }
+        (None, None) => json!({ "auths": { text("key"): input["entry"] } }).to_string(),
+    };
+    (document, text("lookup"))
+}
+
+#[test]
+fn entries_are_tried_as_the_kubelet_tries_them() {
+    for case in kubelet(&["keyring_hit", "keyring_miss", "keyring_hub"]) {
+        let (document, name) = document_and_name(&case["input"]);
+        let keyring = Keyring::read(document.as_bytes(), Shape::DockerConfig).unwrap();
+        let tried = keyring.look_up_name(&name).tried;
+        let (expected, id) = (&case["expected"], &case["id"]);
+        assert_eq!(!tried.is_empty(), expected["found"].as_bool().unwrap(), "{id}");
+        if let Some(first) = tried.first() {
+            assert_eq!(first.credentials.username, expected["first"]["username"].as_str().unwrap(), "{id}");
+            let password = first.credentials.password.expose_secret();
+            assert_eq!(password, expected["first"]["password"].as_str().unwrap(), "{id}");
+        }
+    }
+    for case in kubelet(&["lookup_order", "lookup_order_ecr", "lookup_order_edge"]) {
+        let (document, name) = document_and_name(&case["input"]);
+        let keyring = Keyring::read(document.as_bytes(), Shape::DockerConfig).unwrap();
+        let found = keyring.look_up_name(&name);
+        let mut users: Vec<_> = found.tried.iter().map(|entry| entry.credentials.username.as_str()).collect();
+        if case["input"]["unordered"] == true {
+            users.sort_unstable();
+        }
+        assert_eq!(json!(users), case["expected"]["users"], "{}", case["id"]);
+    }
+    for case in kubelet(&["file_lookup"]) {
+        let (document, name) = document_and_name(&case["input"]);
+        let found = Keyring::read(document.as_bytes(), Shape::DockerConfig);
+        let (expected, id) = (&case["expected"], &case["id"]);
+        assert_eq!(found.is_err(), expected["error"].as_bool().unwrap(), "{id}");
+        let Ok(keyring) = found else { continue };
+        let credential = |entry: &&Entry| {
+            format!("{}:{}", entry.credentials.username, entry.credentials.password.expose_secret())
+        };
+        let mut credentials: Vec<_> = keyring.look_up_name(&name).tried.iter().map(credential).collect();
+        if case["input"]["unordered"] == true {
+            credentials.sort_unstable();
+        }
+        assert_eq!(json!(credentials), expected["credentials"], "{id}");
+    }
+}
+
+#[test]
+fn keys_match_names_as_the_kubelet_matches_them() {
+    for case in kubelet(&["url_match", "url_match_ecr", "url_match_edge"]) {
+        let text = |name: &str| case["input"][name].as_str().unwrap();
+        let found = keyring::matches(text("glob"), text("target"));
+        assert_eq!(found, case["expected"]["match"].as_bool().unwrap(), "{}", case["id"]);
+    }
+    for case in kubelet(&["default_registry"]) {
+        let found = keyring::is_of_the_default_registry(case["input"]["image"].as_str().unwrap());
+        assert_eq!(found, case["expected"]["is_default"].as_bool().unwrap(), "{}", case["id"]);
+    }
+}
+
+#[test]
+fn image_names_are_parted_as_the_kubelet_parts_them() {
+    for case in kubelet(&["image_trim"]) {
+        let image = case["input"]["image"].as_str().unwrap().parse::<Image>();
+        assert_eq!(image.is_err(), case["expected"]["error"].as_bool().unwrap(), "{}", case["id"]);
+        if let Ok(image) = image {
+            // Elsewhere the kubelet keeps the short form of Docker Hub's names.
+            let (name, repository) = (case["expected"]["name"].as_str().unwrap(), image.repository());
+            let is_same = repository == name || repository == format!("docker.io/library/{name}");
+            assert!(is_same, "{}: {repository}", case["id"]);
+        }
+    }
+}
+
+#[test]
+fn files_are_searched_as_the_kubelet_searches_them() {
+    let root = tempfile::tempdir().unwrap();
+    let [r, cwd, home] = ["R", "CWD", "HOME"].map(|name| root.path().join(name));
+    let kubelet_here = Kubelet { auth_file: r.join("config.json"), working_dir: cwd, home: Some(home) };
+    let inside = |path: &Path| path.strip_prefix(root.path()).unwrap_or(path).to_str().unwrap().to_owned();
+    for case in kubelet(&["search_order"]) {
+        let (id, input, expected) = (&case["id"], &case["input"], &case["expected"]);
+        if let Some(paths) = expected.get("paths") {
+            let places: Vec<_> = kubelet_here.places().iter().map(|place| inside(&place.path)).collect();
+            assert_eq!(json!(places), *paths, "{id}");
+            continue;
+        }
+        let content = |path: &str| match input["files"][path].as_str() {
+            None => Content::Missing,
+            Some("valid" | "symlink-to-valid") if path.ends_with("config.json") => {
+                bytes(r#"{"auths":{"a.b":{}}}"#)
+            }
+            Some("valid") => bytes(r#"{"a.b":{}}"#),
+            Some("malformed") => bytes("{"),
+            Some("zero-bytes") => bytes(""),
+            Some("empty-object") => bytes("{}"),
+            Some("directory" | "symlink-loop") => Content::Unreadable(String::new()),
+            Some(other) => panic!("{id}: {other}"),
+        };
+        let places = kubelet_here.places().into_iter().map(|place| {
+            let content = content(&inside(&place.path));
+            (place, content)
+        });
+        let judged = search::judge(places.collect());
+        let used = judged.iter().find(|(_, verdict)| matches!(verdict, Verdict::Used(_)));
+        assert_eq!(json!(used.map(|(place, _)| inside(&place.path))), expected["winner"], "{id}");
+    }
+}
+
+fn bytes(text: &str) -> Content {
+    Content::Bytes(Zeroizing::new(text.as_bytes().to_vec()))
+}
+
+#[test]
+fn what_a_file_is_decides_like_for_the_kubelet() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    std::fs::create_dir(path("directory")).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    std::fs::write(path("file"), "{}").unwrap();
+    std::os::unix::fs::symlink("file", path("link")).unwrap();
+    std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+    std::os::unix::fs::symlink("nothing", path("dangling")).unwrap();
+    nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let is = |name: &str| match read_place(&path(name)) {
+        Content::Missing => "missing",
+        Content::Bytes(_) => "bytes",
+        Content::Unreadable(_) => "unreadable",
+        Content::Unknown(_) => "unknown",
+    };
+    assert_eq!(["directory", "loop", "fifo", "file/below"].map(is), ["unreadable"; 4]);
+    assert_eq!(["file", "link"].map(is), ["bytes"; 2]);
+    assert_eq!(["nothing", "dangling", "nothing/below"].map(is), ["missing"; 3]);
+}
+
 #[test]
 fn an_entry_decodes_to_what_was_written_into_it() {
     for case in peers("kubelet-entry-decode") {
@@ -247,6 +416,6 @@ fn no_secret_in_an_answer_reaches_an_error() {
 fn names_match_as_go_matches_them() {
     let cases = [("auths", true), ("AUTHS", true), ("auth\u{17F}", true), ("auth", false), ("authss", false)];
     for (name, matches) in cases {
-        assert_eq!(json::is_field(name, "auths"), matches, "{name}");
+        assert_eq!(json_text::is_field(name, "auths"), matches, "{name}");
     }
 }

@@ -2,16 +2,21 @@ module example.invalid/ecr-node-agent/tests/kubernetes/v1.29
 
 go 1.21
 
-require k8s.io/kubernetes v1.29.6
+require (
+	github.com/go-logr/logr v1.3.0
+	k8s.io/klog/v2 v2.110.1
+	k8s.io/kubernetes v1.29.6
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/blang/semver/v4 v4.0.0 // indirect
 	github.com/cespare/xxhash/v2 v2.2.0 // indirect
-	github.com/go-logr/logr v1.3.0 // indirect
+	github.com/distribution/reference v0.5.0 // indirect
 	github.com/golang/protobuf v1.5.4 // indirect
 	github.com/kr/text v0.2.0 // indirect
 	github.com/matttproud/golang_protobuf_extensions v1.0.4 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/prometheus/client_golang v1.16.0 // indirect
 	github.com/prometheus/client_model v0.4.0 // indirect
 	github.com/prometheus/common v0.44.0 // indirect
@@ -24,7 +29,6 @@ require (
 	k8s.io/apimachinery v0.29.6 // indirect
 	k8s.io/apiserver v0.29.6 // indirect
 	k8s.io/component-base v0.29.6 // indirect
-	k8s.io/klog/v2 v2.110.1 // indirect
 )
 
 replace (
