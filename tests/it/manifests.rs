@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 /// Options that the chart does not set, and why.
 const NOT_IN_THE_CHART: [(&str, &str); 3] = [
@@ -152,6 +153,10 @@ fn installed() -> &'static Cluster {
         let kinds =
             [custom_kind("PodMonitor", "podmonitors"), custom_kind("PrometheusRule", "prometheusrules")];
         cluster.apply(&kinds);
+        // Roles in `golden/` are for these.
+        for namespace in ["team-a", "team-b"] {
+            cluster.make_namespace(namespace, &json!({}));
+        }
         cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         cluster.kubectl(&["apply", "--server-side", "--kustomize", daemonset().to_str().unwrap()]);
     });
@@ -215,6 +220,7 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
     }
     let cluster = installed();
     let baseline = at_level(cluster, "baseline");
+    let restricted = at_level(cluster, "restricted");
     for (name, path) in golden() {
         let objects = dry_run(cluster, &path);
         assert!(workloads(&objects).count() > 0, "{name}: {objects:?}");
@@ -223,36 +229,41 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
             let spec = &pod["spec"];
             let text = spec.to_string();
 
-            // Nothing is shown to it of the API server's.
-            assert_eq!(spec["automountServiceAccountToken"], json!(false), "{name}");
-            assert!(!text.contains("kube-api-access"), "{name}: {text}");
+            let on_node = workload["kind"] == "DaemonSet";
+            // Only who keeps pull secrets is shown anything of the API server's.
+            let keeps_secrets = !on_node || name == "secrets-on-nodes";
+            assert_eq!(spec["automountServiceAccountToken"], json!(keeps_secrets), "{name}");
+            assert_eq!(text.contains("kube-api-access"), keeps_secrets, "{name}: {text}");
+            // system-node-critical and system-cluster-critical
+            let priority = if on_node { 2_000_001_000 } else { 2_000_000_000 };
             if name != "custom" {
-                // system-node-critical
-                assert_eq!(spec["priority"], json!(2_000_001_000), "{name}");
+                assert_eq!(spec["priority"], json!(priority), "{name}");
             }
             // One directory of the node, or two where it is asked for; one more for a moment, where it is linked.
-            let of_node =
-                spec["volumes"].as_array().unwrap().iter().filter_map(|v| v["hostPath"]["path"].as_str());
-            let of_node: Vec<_> = of_node.collect();
+            let volumes = spec["volumes"].as_array().unwrap().iter();
+            let folders: Vec<_> = volumes.filter_map(|volume| volume["hostPath"]["path"].as_str()).collect();
             let wanted: &[&str] = match name.as_str() {
+                _ if !on_node => &[],
                 "k0s" => &["/var/lib/k0s/kubelet"],
                 "kops" => &["/var/lib/kubelet", "/root/.docker"],
                 "linked" => &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/root/.docker"],
                 _ => &["/var/lib/kubelet"],
             };
-            assert_eq!(of_node, wanted, "{name}");
+            assert_eq!(folders, wanted, "{name}");
             let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
             let seen: Vec<_> = mounts.iter().filter_map(|mount| mount["mountPath"].as_str()).collect();
             if name == "linked" {
                 assert_eq!(seen, ["/var/lib/kubelet/ecr-node-agent"]);
             }
 
-            // The namespace's label is needed, and this is what for.
-            let why = admitted(cluster, workload, &baseline).unwrap_err();
-            assert!(
-                why.contains("violates PodSecurity \"baseline") && why.contains("hostPath volumes"),
-                "{name}: {why}"
-            );
+            if on_node {
+                // The namespace's label is needed, and this is what for.
+                let why = admitted(cluster, workload, &baseline).unwrap_err();
+                let words = ["violates PodSecurity \"baseline", "hostPath volumes"];
+                assert!(words.iter().all(|word| why.contains(word)), "{name}: {why}");
+            } else {
+                admitted(cluster, workload, &restricted).unwrap_or_else(|why| panic!("{name}: {why}"));
+            }
         }
     }
 }
@@ -320,4 +331,176 @@ fn the_program_takes_what_every_manifest_gives_it() {
             assert!(output.status.code().is_some(), "{name}: {told}");
         }
     }
+}
+
+/// Applies a file for good, as Roles must be there to be tried.
+fn apply(cluster: &Cluster, name: &str) {
+    cluster.kubectl(&["apply", "--server-side", "-f", golden()[name].to_str().unwrap()]);
+}
+
+/// What `kubectl auth can-i` says for a service account: `get secrets/ecr-creds -n team-a`.
+fn may(cluster: &Cluster, account: &str, what: &str) -> bool {
+    let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+    let arguments: Vec<_> = ["auth", "can-i"].into_iter().chain(what.split(' ')).chain([&*user]).collect();
+    let output = cluster.run(&cluster.admin(), &arguments, "");
+    match output.stdout.trim_ascii() {
+        b"yes" => true,
+        b"no" => false,
+        _ => panic!("can-i {what}: {output:?}"),
+    }
+}
+
+/// Waits for what the API server learns a moment after it was told.
+fn soon(what: &str, mut is: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed().as_secs() < 60, "{what}");
+    }
+}
+
+#[test]
+fn who_keeps_pull_secrets_may_do_what_the_documentation_says_and_nothing_more() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    let never = [
+        "delete secrets/ecr-creds -n team-a",
+        "update secrets/ecr-creds -n team-a",
+        "get secrets/other -n team-a",
+        "list secrets -n team-a",
+        "list secrets -A",
+        "patch secrets/ecr-creds -n kube-system",
+        "create serviceaccounts/token -n team-a",
+        "create pods -n team-a",
+        "get configmaps -n team-a",
+        "get secrets/aws-credentials -n ecr-node-agent",
+        "patch namespaces/team-a",
+        "get nodes",
+    ];
+    let on_nodes = (
+        "secrets-on-nodes",
+        "on-nodes",
+        &["get secrets/ecr-creds -n team-a", "patch secrets/ecr-creds -n team-b", "create secrets -n team-a"]
+            [..],
+        &[
+            "watch secrets/ecr-creds -n team-a",
+            "create secrets -n default",
+            "list namespaces",
+            "list namespaces/team-a",
+            "get serviceaccounts/default -n team-a",
+        ][..],
+    );
+    let named = (
+        "secrets-named",
+        "named-pull-secrets",
+        &[
+            "get secrets/ecr-creds -n team-a",
+            "watch secrets/ecr-creds -n team-a",
+            "list secrets/ecr-creds -n team-b",
+            "patch secrets/ecr-creds -n team-b",
+            "create secrets -n team-b",
+            "watch namespaces/team-a",
+            "list namespaces/team-b",
+            "watch serviceaccounts/default -n team-a",
+            "patch serviceaccounts/default -n team-a",
+        ][..],
+        &[
+            "list namespaces",
+            "watch namespaces/default",
+            "create secrets -n default",
+            "get secrets/ecr-creds -n default",
+            "patch serviceaccounts/other -n team-a",
+            "create serviceaccounts -n team-a",
+        ][..],
+    );
+    let found = (
+        "secrets-found",
+        "found-pull-secrets",
+        &[
+            "list namespaces",
+            "watch namespaces",
+            "get secrets/ecr-pull -n default",
+            "watch secrets/ecr-creds -n team-a",
+            "create secrets -n default",
+            "patch serviceaccounts/builder -n default",
+        ][..],
+        &[
+            "get namespaces/team-a",
+            "create serviceaccounts -n default",
+            "patch serviceaccounts/other -n default",
+        ][..],
+    );
+    for (file, account, allowed, denied) in [on_nodes, named, found] {
+        apply(cluster, file);
+        for what in allowed {
+            soon(&format!("{account} may not {what}"), || may(cluster, account, what));
+        }
+        // `kube-system` is one of all where a pattern decides, which only the agent knows.
+        let never = never.iter().filter(|what| file != "secrets-found" || !what.contains("kube-system"));
+        for what in never.chain(denied) {
+            assert!(!may(cluster, account, what), "{account} may {what}");
+        }
+    }
+    // Where there is a Deployment, the nodes' account has nothing.
+    assert!(!may(cluster, "named", "get secrets/ecr-creds -n team-a"));
+}
+
+#[test]
+fn the_policy_refuses_what_rbac_cannot() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    apply(cluster, "secrets-named");
+    cluster.apply(&[json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": "team-a" },
+    })]);
+    let user = format!("--as=system:serviceaccount:{NAMESPACE}:named-pull-secrets");
+    let ask = |verb: &[&str], object: &Value| -> Result<(), String> {
+        let arguments = [verb, &["--dry-run=server", "-n", "team-a", &user]].concat();
+        let output = cluster.run(&cluster.admin(), &arguments, &object.to_string());
+        let told = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() { Ok(()) } else { Err(told) }
+    };
+    let secret = |name: &str, kind: &str, annotations: Value| {
+        let config = if kind == "kubernetes.io/dockerconfigjson" {
+            json!({ ".dockerconfigjson": "e30=" })
+        } else {
+            json!({})
+        };
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kind, "data": config,
+            "metadata": { "name": name, "annotations": annotations },
+        })
+    };
+    let create = |secret: &Value| ask(&["create", "-f", "-"], secret);
+    let patch = |patch: &str| ask(&["patch", "serviceaccount", "default", "-p", patch], &Value::Null);
+    let pull_secret = "kubernetes.io/dockerconfigjson";
+    let token = "kubernetes.io/service-account-token";
+    let somebody = json!({ "kubernetes.io/service-account.name": "default" });
+
+    let stolen = secret("ecr-creds", token, somebody);
+    // RBAC alone lets it through, until the API server has the policy.
+    soon("the policy has no effect", || {
+        create(&stolen).is_err_and(|why| why.contains("writes pull secrets"))
+    });
+    create(&secret("ecr-creds", pull_secret, json!({}))).unwrap();
+    patch(r#"{"imagePullSecrets":[{"name":"ecr-creds"}]}"#).unwrap();
+    for refused in [secret("other", pull_secret, json!({})), secret("ecr-creds", "Opaque", json!({}))] {
+        let why = create(&refused).unwrap_err();
+        assert!(why.contains("writes pull secrets of the names"), "{why}");
+    }
+    for refused in [
+        r#"{"metadata":{"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::123456789012:role/admin"}}}"#,
+        r#"{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}"#,
+        r#"{"secrets":[{"name":"another"}]}"#,
+        r#"{"automountServiceAccountToken":true}"#,
+    ] {
+        let why = patch(refused).unwrap_err();
+        assert!(why.contains("nothing of a service account but its imagePullSecrets"), "{refused}: {why}");
+    }
+    // And nobody else is held up.
+    let others = secret("mine", "Opaque", json!({})).to_string();
+    cluster.kubectl_with(&["create", "--dry-run=server", "-n", "team-a", "-f", "-"], &others);
 }

@@ -268,3 +268,41 @@ affinity:
 # Services of this namespace would make variables, and those of one called `ecr-node-agent` begin as our options' do.
 enableServiceLinks: false
 {{- end -}}
+
+{{- define "ecr-node-agent.pullSecretsName" -}}
+{{- include "ecr-node-agent.fullname" . }}-pull-secrets
+{{- end -}}
+
+{{- /* Whose rights on the API server the pull secrets take. */ -}}
+{{- define "ecr-node-agent.pullSecretsAccount" -}}
+{{- if eq .Values.pullSecrets.mode "deployment" -}}
+{{- include "ecr-node-agent.pullSecretsName" . -}}
+{{- else -}}
+{{- include "ecr-node-agent.serviceAccount" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Values that cannot be meant together, and that a schema cannot say so that one understands it. */ -}}
+{{- define "ecr-node-agent.check" -}}
+{{- $secrets := .Values.pullSecrets -}}
+{{- $onNodes := eq $secrets.mode "daemonset" -}}
+{{- if not (or .Values.nodeAgent (eq $secrets.mode "deployment")) -}}
+{{- fail "nodeAgent=false leaves nothing to install without pullSecrets.mode=deployment" -}}
+{{- end -}}
+{{- if and (ne $secrets.mode "none") (not (or $secrets.secrets $secrets.selector)) -}}
+{{- fail "pullSecrets.mode names who keeps pull secrets: name them, too, in pullSecrets.secrets or pullSecrets.selector" -}}
+{{- end -}}
+{{- if ne (empty $secrets.selector) (empty $secrets.selectorName) -}}
+{{- fail "pullSecrets.selector and pullSecrets.selectorName belong together" -}}
+{{- end -}}
+{{- if $onNodes -}}
+{{- range $secrets.secrets -}}
+{{- if regexMatch `[*?].*/` . -}}
+{{- fail (printf "pullSecrets.secrets: the pattern %s needs pullSecrets.mode=deployment: nodes must not list all namespaces" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if or $secrets.selector $secrets.serviceAccounts -}}
+{{- fail "pullSecrets.selector and pullSecrets.serviceAccounts need pullSecrets.mode=deployment: nodes must not hold such rights" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
