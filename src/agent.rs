@@ -10,7 +10,8 @@ use crate::ecr::client::{Ecr, Identity};
 use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::{AuthorizationToken, Token};
-use crate::pull_secrets;
+use crate::pull_secrets::deployment::{self, Lacking};
+use crate::pull_secrets::node;
 use crate::refresh::{LAPSE, Published, Question, ask, on_each, questions, tell_fetched, wanted};
 use crate::report::ending::{Ending, failed};
 use crate::report::metrics::{Metrics, Outcome, Reason};
@@ -26,6 +27,7 @@ use crate::upkeep::{Came, Tell, Upkeep};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,29 +69,24 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
     let (queries, mut asked) = mpsc::channel(8);
     let mut helpers = JoinSet::new();
     let mut keepers = JoinSet::new();
+    let metrics = match Metrics::new() {
+        Ok(metrics) => metrics,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
+    let (tokens, new_tokens) = watch::channel(Arc::default());
+    let secrets = keep_secrets(&mut keepers, &settings, new_tokens, &metrics);
     if let Some(address) = daemon.listen {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 let address = listener.local_addr().unwrap_or(address);
                 info!(%address, "serving metrics and probes");
-                helpers.spawn(serve(listener, settings.auth_files.clone(), queries));
+                helpers.spawn(serve(listener, settings.auth_files.clone(), queries, secrets));
             }
             Err(error) => {
                 error!(%address, %error, "cannot listen for metrics and probes");
                 return Ending::Unexpected;
             }
         }
-    }
-    let metrics = match Metrics::new() {
-        Ok(metrics) => metrics,
-        Err(error) => return failed(&error, Ending::Unexpected),
-    };
-    let (tokens, new_tokens) = watch::channel(Arc::default());
-    if settings.pull_secrets.is_empty() {
-        drop(new_tokens);
-    } else {
-        let secrets = settings.pull_secrets.named.clone();
-        keepers.spawn(pull_secrets::node::run(secrets, new_tokens, metrics.clone()));
     }
     let mut agent = Agent::new(settings, daemon, metrics, tokens);
     info!("started");
@@ -156,6 +153,27 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         }
     }
     Ending::Done
+}
+
+/// Starts the loop of the pull secrets, where there are any. Where there is nothing else to keep, it says what it lacks to
+/// be ready; on a node, whose file comes first, that is nobody's concern.
+fn keep_secrets(
+    keepers: &mut JoinSet<io::Result<()>>,
+    settings: &Settings,
+    tokens: watch::Receiver<Arc<Wanted>>,
+    metrics: &Metrics,
+) -> Option<watch::Receiver<Lacking>> {
+    let (secrets, metrics) = (settings.pull_secrets.clone(), metrics.clone());
+    if secrets.is_empty() {
+        return None;
+    }
+    if !settings.auth_files.is_empty() {
+        keepers.spawn(node::run(secrets.named, tokens, metrics));
+        return None;
+    }
+    let (sender, lacking) = watch::channel(Lacking::Tokens);
+    keepers.spawn(deployment::run(secrets, tokens, sender, metrics));
+    Some(lacking)
 }
 
 /// A source, the token that we have of it, and when it is asked next.

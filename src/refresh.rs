@@ -30,9 +30,6 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 /// may go on using what it has read.
 pub const LAPSE: SignedDuration = SignedDuration::from_mins(10);
 
-/// What pull secrets are given even where ECR took all the time there was.
-const LEAST_FOR_SECRETS: Duration = Duration::from_secs(15);
-
 /// Longer than anybody waits, and short enough for every clock.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -128,7 +125,6 @@ pub async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
         round.published = on_each(&settings.auth_files, publish).await;
         // Last of all: a node's own file does not wait for the API server.
         if !settings.pull_secrets.is_empty() {
-            let deadline = deadline.max(Instant::now() + LEAST_FOR_SECRETS);
             let publishing = pull_secrets::once(&settings.pull_secrets, &wanted, deadline, settings.dry_run);
             round.secrets = Box::pin(publishing).await;
         }

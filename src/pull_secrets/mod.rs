@@ -1,6 +1,7 @@
 //! Keeps pull secrets: once, as one of many agents, or alone and watching. A room of its own, beside the loop of the auth
 //! files, which waits for nothing that happens here.
 
+pub mod deployment;
 pub mod node;
 
 use crate::clock;
@@ -25,6 +26,9 @@ use tracing::{debug, error, info, warn};
 /// So many requests are under way at once. More would find the API server's own limit for one client.
 const AT_ONCE: usize = 16;
 
+/// What a first attempt is given at least.
+const LEAST: Duration = Duration::from_secs(10);
+
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -34,6 +38,20 @@ pub enum Target {
     ServiceAccount(Namespace, Name),
     /// The namespaces, to find the others in.
     Namespaces,
+    /// One of them.
+    Namespace(Namespace),
+}
+
+impl Target {
+    /// The namespace that it is in.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&Namespace> {
+        match self {
+            Self::Secret(secret) => Some(&secret.namespace),
+            Self::ServiceAccount(namespace, _) | Self::Namespace(namespace) => Some(namespace),
+            Self::Namespaces => None,
+        }
+    }
 }
 
 impl fmt::Display for Target {
@@ -42,6 +60,7 @@ impl fmt::Display for Target {
             Self::Secret(secret) => write!(f, "secret {secret}"),
             Self::ServiceAccount(namespace, name) => write!(f, "service account {namespace}/{name}"),
             Self::Namespaces => f.write_str("namespaces"),
+            Self::Namespace(namespace) => write!(f, "namespace {namespace}"),
         }
     }
 }
@@ -72,18 +91,20 @@ pub async fn once(
     dry_run: bool,
 ) -> Vec<SecretDone> {
     let cluster = Arc::new(Cluster::default());
-    let places = match places(&cluster, secrets, deadline).await {
+    let time = Time::until(deadline);
+    let places = match places(&cluster, secrets, time).await {
         Ok(places) => places,
         Err(failed) => return vec![failed],
     };
     let publish = |secret: SecretRef| {
         let (cluster, wanted) = (Arc::clone(&cluster), Arc::clone(wanted));
         async move {
+            let too_late = PullSecretError::Api { secret: secret.clone(), source: ApiError::TooSlow };
             let attempt = || {
                 let manner = Manner { now: clock::now(), among: Among::Alone, dry_run };
                 target::publish(&cluster, &secret, &wanted, manner)
             };
-            let result = until(deadline, attempt).await.map(Done::Secret);
+            let result = until(time, too_late, attempt).await.map(Done::Secret);
             told(SecretDone { target: Target::Secret(secret), result }, dry_run)
         }
     };
@@ -98,8 +119,13 @@ pub async fn once(
     let patch = |(namespace, account, names): (Namespace, Name, BTreeSet<Name>)| {
         let cluster = Arc::clone(&cluster);
         async move {
+            let too_late = PullSecretError::ServiceAccount {
+                namespace: namespace.clone(),
+                name: account.clone(),
+                source: ApiError::TooSlow,
+            };
             let attempt = || patch_service_account(&cluster, &namespace, &account, &names, dry_run);
-            let result = until(deadline, attempt).await.map(Done::Patched);
+            let result = until(time, too_late, attempt).await.map(Done::Patched);
             told(SecretDone { target: Target::ServiceAccount(namespace, account), result }, dry_run)
         }
     };
@@ -111,7 +137,7 @@ pub async fn once(
 pub async fn remove(secrets: &PullSecrets, dry_run: bool) -> Vec<SecretDone> {
     let cluster = Arc::new(Cluster::default());
     // Nobody waits for an uninstall; it can be run again.
-    let places = match places(&cluster, secrets, Instant::now()).await {
+    let places = match places(&cluster, secrets, Time::until(Instant::now())).await {
         Ok(places) => places,
         Err(failed) => return vec![failed],
     };
@@ -129,7 +155,7 @@ pub async fn remove(secrets: &PullSecrets, dry_run: bool) -> Vec<SecretDone> {
 async fn places(
     cluster: &Cluster,
     secrets: &PullSecrets,
-    deadline: Instant,
+    time: Time,
 ) -> Result<BTreeMap<Namespace, BTreeSet<SecretRef>>, SecretDone> {
     let mut places: BTreeMap<Namespace, BTreeSet<SecretRef>> = BTreeMap::new();
     for secret in &secrets.named {
@@ -137,7 +163,7 @@ async fn places(
     }
     if !secrets.found.is_empty() {
         let ask = || async { cluster.namespaces().await.map_err(PullSecretError::Namespaces) };
-        let namespaces = until(deadline, ask).await;
+        let namespaces = until(time, PullSecretError::Namespaces(ApiError::TooSlow), ask).await;
         let namespaces = namespaces
             .map_err(|error| told(SecretDone { target: Target::Namespaces, result: Err(error) }, false))?;
         for SeenNamespace { name, labels, terminating } in namespaces {
@@ -160,30 +186,46 @@ where
     done
 }
 
-/// Tries until it works, cannot get better, or there is no time left.
-async fn until<T, F>(deadline: Instant, mut attempt: impl FnMut() -> F) -> Result<T, PullSecretError>
+/// How long to try.
+#[derive(Debug, Clone, Copy)]
+struct Time {
+    /// No attempt is made again after this.
+    retry_until: Instant,
+    /// None is waited for after this: a first one has its time even where ECR has used up the rest.
+    end: Instant,
+}
+
+impl Time {
+    fn until(deadline: Instant) -> Self {
+        Self { retry_until: deadline, end: deadline.max(Instant::now() + LEAST) }
+    }
+}
+
+/// Tries until it works, cannot get better, or there is no time left. `too_late` is what to say where not even the first
+/// attempt has ended by then.
+async fn until<T, F>(
+    time: Time,
+    too_late: PullSecretError,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, PullSecretError>
 where
     F: Future<Output = Result<T, PullSecretError>>,
 {
     let mut failures = 0;
-    let mut last = None;
+    let mut last = too_late;
     loop {
-        let result = match last.take() {
-            // Each request has its own bound; the first is always made.
-            None => attempt().await,
-            Some(before) => timeout_at(deadline, attempt()).await.unwrap_or(Err(before)),
-        };
-        let error = match result {
-            Err(error) if error.is_passing() => error,
-            other => return other,
+        let error = match timeout_at(time.end, attempt()).await {
+            Err(_) => return Err(last),
+            Ok(Err(error)) if error.is_passing() => error,
+            Ok(other) => return other,
         };
         failures += 1;
         let delay = delay(&error, failures);
-        if deadline.saturating_duration_since(Instant::now()) <= delay {
+        if time.retry_until.saturating_duration_since(Instant::now()) <= delay {
             return Err(error);
         }
         warn!(error = chain(&error), failures, ?delay, "will try again");
-        last = Some(error);
+        last = error;
         sleep(delay).await;
     }
 }

@@ -5,6 +5,7 @@
 
 use super::status;
 use crate::clock;
+use crate::pull_secrets::deployment::Lacking;
 use crate::target::auth_file::AuthFile;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -17,7 +18,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -42,8 +43,13 @@ pub enum Query {
     Metrics(oneshot::Sender<String>),
 }
 
-/// Serves until dropped.
-pub async fn serve(listener: TcpListener, files: Vec<AuthFile>, queries: mpsc::Sender<Query>) {
+/// Serves until dropped. `secrets` says what the pull secrets lack, where they count.
+pub async fn serve(
+    listener: TcpListener,
+    files: Vec<AuthFile>,
+    queries: mpsc::Sender<Query>,
+    secrets: Option<watch::Receiver<Lacking>>,
+) {
     let files: Arc<[AuthFile]> = files.into();
     let mut connections = JoinSet::new();
     loop {
@@ -51,7 +57,7 @@ pub async fn serve(listener: TcpListener, files: Vec<AuthFile>, queries: mpsc::S
             // A client beyond the bound waits in the queue of the system.
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&files), queries.clone()));
+                    connections.spawn(connection(stream, Arc::clone(&files), queries.clone(), secrets.clone()));
                 }
                 // Out of descriptors, most likely: a pause, so that this does not spin on it.
                 Err(_) => sleep(Duration::from_secs(1)).await,
@@ -61,10 +67,16 @@ pub async fn serve(listener: TcpListener, files: Vec<AuthFile>, queries: mpsc::S
     }
 }
 
-async fn connection(stream: TcpStream, files: Arc<[AuthFile]>, queries: mpsc::Sender<Query>) {
+async fn connection(
+    stream: TcpStream,
+    files: Arc<[AuthFile]>,
+    queries: mpsc::Sender<Query>,
+    secrets: Option<watch::Receiver<Lacking>>,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         let (files, queries) = (Arc::clone(&files), queries.clone());
-        async move { Ok::<_, Infallible>(answer(&request, files, &queries).await) }
+        let lacking = secrets.as_ref().and_then(|secrets| secrets.borrow().in_words());
+        async move { Ok::<_, Infallible>(answer(&request, files, &queries, lacking).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -80,6 +92,7 @@ async fn answer(
     request: &Request<Incoming>,
     files: Arc<[AuthFile]>,
     queries: &mpsc::Sender<Query>,
+    lacking: Option<&'static str>,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
@@ -100,7 +113,10 @@ async fn answer(
             None => hangs(),
         },
         "/readyz" => match ask(queries, Query::Keys).await {
-            Some(Some(keys)) => readiness(files, keys).await,
+            Some(Some(keys)) => match lacking {
+                Some(lacking) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{lacking}\n")),
+                None => readiness(files, keys).await,
+            },
             Some(None) => text(StatusCode::SERVICE_UNAVAILABLE, "not known yet whom to ask\n".to_owned()),
             None => hangs(),
         },

@@ -106,18 +106,22 @@ impl ApiError {
 
 /// What is done to what, as `kubectl auth can-i` takes it.
 #[derive(Debug, Clone, Copy)]
-struct Act<'a> {
-    verb: &'static str,
-    resource: &'static str,
-    name: Option<&'a str>,
-    namespace: Option<&'a Namespace>,
+pub(super) struct Act<'a> {
+    pub(super) verb: &'static str,
+    pub(super) resource: &'static str,
+    pub(super) name: Option<&'a str>,
+    pub(super) namespace: Option<&'a Namespace>,
 }
 
 impl fmt::Display for Act<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "kubectl auth can-i {} {}", self.verb, self.resource)?;
         self.name.map_or(Ok(()), |name| write!(f, "/{name}"))?;
-        self.namespace.map_or(Ok(()), |namespace| write!(f, " -n {namespace}"))
+        match self.namespace {
+            Some(namespace) => write!(f, " -n {namespace}"),
+            None if self.resource == "namespaces" => Ok(()),
+            None => f.write_str(" -A"),
+        }
     }
 }
 
@@ -189,7 +193,7 @@ impl Cluster {
     }
 
     /// Forgets the client, so that credentials and certificates are read anew.
-    async fn forget(&self) {
+    pub(super) async fn forget(&self) {
         *self.client.lock().await = State::None;
     }
 
@@ -442,36 +446,72 @@ fn refusal(act: Act<'_>, code: StatusCode, body: &[u8], retry_after: Option<Dura
     let status: Status = serde_json::from_slice(body).unwrap_or_default();
     let message =
         if status.message.is_empty() { String::from_utf8_lossy(body) } else { status.message.into() };
-    let text = said(&message);
     let asked_for = Some(status.details.retry_after_seconds).filter(|s| *s > 0).map(Duration::from_secs);
-    let retry_after = retry_after.or(asked_for);
-    Some(match code {
-        StatusCode::NOT_FOUND => {
-            let namespace = act.namespace.filter(|_| status.details.kind == "namespaces")?;
-            ApiError::NoNamespace(namespace.clone())
-        }
-        StatusCode::UNAUTHORIZED => ApiError::Unauthorized(text),
-        StatusCode::FORBIDDEN => {
-            let terminating =
-                status.details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
-            match act.namespace.filter(|_| terminating) {
+    let refused = Refused {
+        code,
+        message: &message,
+        reason: &status.reason,
+        of_a_namespace: status.details.kind == "namespaces",
+        terminating: status.details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"),
+        retry_after: retry_after.or(asked_for),
+    };
+    refused.meaning(act)
+}
+
+/// What a refusal of one of `kube`'s own requests means; `None` where the thing is not there, or is too old.
+pub(super) fn after_refusal(act: Act<'_>, error: &kube::Error) -> Option<ApiError> {
+    let kube::Error::Api(status) = error else { return Some(unreachable(error)) };
+    if status.code == StatusCode::GONE.as_u16() {
+        return None;
+    }
+    let refused = Refused {
+        code: StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        message: &status.message,
+        reason: &status.reason,
+        of_a_namespace: false,
+        terminating: false,
+        retry_after: None,
+    };
+    refused.meaning(act)
+}
+
+/// A refusal, whoever read it.
+struct Refused<'a> {
+    code: StatusCode,
+    message: &'a str,
+    reason: &'a str,
+    of_a_namespace: bool,
+    terminating: bool,
+    retry_after: Option<Duration>,
+}
+
+impl Refused<'_> {
+    fn meaning(&self, act: Act<'_>) -> Option<ApiError> {
+        let text = said(self.message);
+        let code = self.code;
+        Some(match code {
+            StatusCode::NOT_FOUND => {
+                ApiError::NoNamespace(act.namespace.filter(|_| self.of_a_namespace)?.clone())
+            }
+            StatusCode::UNAUTHORIZED => ApiError::Unauthorized(text),
+            StatusCode::FORBIDDEN => match act.namespace.filter(|_| self.terminating) {
                 Some(namespace) => ApiError::Terminating(namespace.clone()),
                 // RBAC's words; admission plugins and webhooks have their own.
-                None if message.contains(&format!(" cannot {} resource ", act.verb)) => {
+                None if self.message.contains(&format!(" cannot {} resource ", act.verb)) => {
                     ApiError::Forbidden { can_i: act.to_string() }
                 }
                 None => ApiError::Refused(text),
+            },
+            StatusCode::CONFLICT => ApiError::Conflict,
+            // A JSON patch whose `test` does not hold.
+            StatusCode::UNPROCESSABLE_ENTITY if act.resource == "serviceaccounts" => ApiError::Conflict,
+            code if code == StatusCode::TOO_MANY_REQUESTS || code.is_server_error() => {
+                ApiError::Busy { said: format!("{code}: {text}"), retry_after: self.retry_after }
             }
-        }
-        StatusCode::CONFLICT => ApiError::Conflict,
-        // A JSON patch whose `test` does not hold.
-        StatusCode::UNPROCESSABLE_ENTITY if act.resource == "serviceaccounts" => ApiError::Conflict,
-        code if code == StatusCode::TOO_MANY_REQUESTS || code.is_server_error() => {
-            ApiError::Busy { said: format!("{code}: {text}"), retry_after }
-        }
-        _ if status.reason.is_empty() => ApiError::Refused(format!("{code}: {text}")),
-        _ => ApiError::Refused(format!("{}: {text}", status.reason.escape_debug())),
-    })
+            _ if self.reason.is_empty() => ApiError::Refused(format!("{code}: {text}")),
+            _ => ApiError::Refused(format!("{}: {text}", said(self.reason))),
+        })
+    }
 }
 
 /// Words of somebody else's, as far as they may be shown: nothing that could be a token, and not too much.

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod content;
 pub mod names;
+pub mod watch;
 pub mod when;
 
 use crate::docker_config::merge::Wanted;
