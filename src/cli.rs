@@ -9,7 +9,7 @@ use crate::ecr::registry::{Region, Registry, RoleArn};
 use crate::report::logging::{self, LogFormat};
 use crate::report::status::Output;
 use crate::schedule::Interval;
-use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Rule, Settings};
+use crate::settings::{DEFAULT_AUTH_FILE, Daemon, Rule, Settings, Verify};
 use crate::target::auth_file::AuthFile;
 use crate::target::pull_secret::names::{Label, Name, PullSecrets, Said, Which};
 use crate::trigger::cron::{ParseScheduleError, Schedule};
@@ -245,6 +245,14 @@ enum Subcommands {
         /// The kubelet's working directory.
         #[arg(long, value_name = "DIR", default_value = "/")]
         kubelet_working_dir: PathBuf,
+        /// Ask the registry of each image too, with each credential in the kubelet's order, and say what it answers. Proxies
+        /// and private CAs come from the same variables as for AWS.
+        #[arg(long)]
+        verify: bool,
+        /// Ask without TLS, so that everybody on the way can read the credentials. A registry on this node is asked so by
+        /// itself, if it does not speak TLS.
+        #[arg(long, requires = "verify")]
+        plain_http: bool,
     },
 }
 
@@ -283,6 +291,8 @@ pub enum Command {
         images: Vec<Image>,
         /// How to tell.
         output: Output,
+        /// Ask the registries too.
+        verify: Option<Verify>,
     },
     /// Take our entries out.
     Remove {
@@ -404,9 +414,17 @@ impl Cli {
                 Ok(Command::Status { auth_files, registries, rule, output })
             }
             Some(Subcommands::Link { undo }) => Ok(Command::Link { auth_files, undo, dry_run: self.dry_run }),
-            Some(Subcommands::Explain { images, output, kubelet_home, kubelet_working_dir }) => {
+            Some(Subcommands::Explain {
+                images,
+                output,
+                kubelet_home,
+                kubelet_working_dir,
+                verify,
+                plain_http,
+            }) => {
                 let kubelet = kubelet(auth_files, kubelet_home, kubelet_working_dir)?;
-                Ok(Command::Explain { kubelet, images, output })
+                let verify = verify.then(|| Verify { trust: trust(), plain_http });
+                Ok(Command::Explain { kubelet, images, output, verify })
             }
             Some(Subcommands::Remove) => {
                 Ok(Command::Remove { auth_files, pull_secrets, dry_run: self.dry_run })

@@ -4,6 +4,7 @@ use crate::agent;
 use crate::cli::Command;
 use crate::clock;
 use crate::ecr::client::Ecr;
+use crate::ecr::http::{Registries, TrustError};
 use crate::refresh::{self, Round};
 use crate::report::ending::{Ending, failed};
 use crate::report::status;
@@ -33,10 +34,19 @@ pub fn run(command: Command) -> Ending {
         Command::Status { auth_files, registries, rule, output } => {
             status::run(&auth_files, &registries, &rule, output)
         }
-        Command::Explain { kubelet, images, output } => {
+        Command::Explain { kubelet, images, output, verify } => {
             let now = clock::now();
             let places = explain::look(&kubelet);
-            report::explain::print(&explain::explain(kubelet, places, images, now), output, now)
+            let mut explanation = explain::explain(kubelet, places, images, now);
+            let verified = verify.map_or(Ok(()), |verify| {
+                let http = Registries::new(&verify.trust)?;
+                runtime.block_on(explain::verify(&mut explanation, &http, verify.plain_http));
+                Ok::<_, TrustError>(())
+            });
+            match verified {
+                Ok(()) => report::explain::print(&explanation, output, now),
+                Err(error) => failed(&error, Ending::Usage),
+            }
         }
     };
     // Whatever is under way still has had its time.

@@ -1,11 +1,14 @@
 //! What the kubelet would do to pull an image: which file it reads, which entries it tries, and why not others.
 //!
-//! [`explain`] is a pure function of what the files hold; [`look`] is the reading before it.
+//! [`explain`] is a pure function of what the files hold; [`look`] is the reading before it, [`verify`] the asking after.
 
+use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
 use crate::docker_config::key::shown;
 use crate::docker_config::keyring::{Entry, Found, Keyring, Mismatch};
 use crate::docker_config::search::{self, Kubelet, Place, Verdict};
+use crate::ecr::http::Registries;
+use crate::registry::client::{self, Verification};
 use crate::target::auth_file::read_place;
 use jiff::Timestamp;
 
@@ -31,6 +34,8 @@ pub struct ImageExplanation {
     pub passed_over: Vec<PassedOver>,
     /// Nothing matched, and Docker Hub's entry is tried instead.
     pub as_default: bool,
+    /// What the registry said, where it was asked.
+    pub verification: Option<Verification>,
 }
 
 /// A credential that the kubelet tries.
@@ -46,6 +51,7 @@ pub struct Tried {
     pub source: Option<String>,
     /// Whether another spelling of the same key is tried too; the order among these is random.
     pub in_random_order: bool,
+    credentials: Credentials,
 }
 
 /// Whether a credential can be good.
@@ -79,10 +85,13 @@ impl State {
 }
 
 impl ImageExplanation {
-    /// Whether one of its credentials may be good.
+    /// Whether one of its credentials may be good, or, where the registry was asked, is.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.tried.iter().any(|tried| tried.state.is_usable())
+        match &self.verification {
+            Some(verification) => verification.with.iter().any(|answers| answers.meaning.is_good()),
+            None => self.tried.iter().any(|tried| tried.state.is_usable()),
+        }
     }
 }
 
@@ -140,6 +149,14 @@ pub fn explain(
     Explanation { kubelet, places, images }
 }
 
+/// Asks the registry of each image, with each credential in the kubelet's order.
+pub async fn verify(explanation: &mut Explanation, http: &Registries, plain_http: bool) {
+    for image in &mut explanation.images {
+        let credentials: Vec<&Credentials> = image.tried.iter().map(|tried| &tried.credentials).collect();
+        image.verification = Some(client::verify(http, &image.image, &credentials, plain_http).await);
+    }
+}
+
 fn used(places: &[(Place, Verdict)]) -> Option<&Keyring> {
     places.iter().find_map(|(_, verdict)| match verdict {
         Verdict::Used(keyring) => Some(keyring),
@@ -157,13 +174,14 @@ fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplan
         state: state(entry, now),
         source: entry.record.as_ref().map(|record| record.source.clone()),
         in_random_order: is_one_of_several(entry),
+        credentials: entry.credentials.clone(),
     });
     let tried = tried.collect();
     let passed_over = passed_over
         .into_iter()
         .map(|(entry, mismatch)| PassedOver { key: shown(&entry.key), mismatch })
         .collect();
-    ImageExplanation { image, tried, passed_over, as_default }
+    ImageExplanation { image, tried, passed_over, as_default, verification: None }
 }
 
 fn state(entry: &Entry, now: Timestamp) -> State {

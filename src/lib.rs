@@ -20,6 +20,7 @@ pub mod ecr;
 pub mod explain;
 pub mod pull_secrets;
 pub mod refresh;
+pub mod registry;
 pub mod report;
 pub mod schedule;
 pub mod settings;

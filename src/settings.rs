@@ -1,6 +1,7 @@
 //! What is meant: checked once, by `cli` for a user or written down by a test, and never questioned again.
 
 use crate::ecr::client::Identity;
+use crate::ecr::http::Trust;
 use crate::ecr::registry::{Registry, RoleArn};
 use crate::schedule::{Interval, Life};
 use crate::target::auth_file::AuthFile;
@@ -42,6 +43,15 @@ pub struct Daemon {
     pub listen: Option<SocketAddr>,
     /// Files besides a mounted Secret that credentials come from.
     pub credential_files: Vec<PathBuf>,
+}
+
+/// How to ask registries.
+#[derive(Debug, Clone)]
+pub struct Verify {
+    /// Whose certificates to accept.
+    pub trust: Trust,
+    /// Without TLS.
+    pub plain_http: bool,
 }
 
 /// When to refresh.

@@ -1,5 +1,7 @@
-//! The HTTP clients for AWS: one TLS stack, proxies and private CAs from the environment, answers of bounded size.
+//! The HTTP clients for AWS and for registries: one TLS stack, proxies and private CAs from the environment, answers of
+//! bounded size.
 
+use super::refusal::{Refusal, network_refusal};
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -9,14 +11,17 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
-use http_body_util::Limited;
+use http_body_util::{BodyExt as _, Limited};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret as _, SecretString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// An answer of ECR's is 3 KB, one of the metadata service's less.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -73,24 +78,8 @@ impl Http {
     /// # Errors
     /// When a file that was named holds none, or cannot be read.
     pub fn new(trust: &Trust) -> Result<Self, TrustError> {
-        let trust = match trust {
-            Trust::File { variable, path } => {
-                let failed = |what| TrustError { variable, path: path.clone(), what };
-                let pem = read_bundle(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
-                let (good, bad) = check_bundle(&pem);
-                match (good, bad) {
-                    (0, _) => return Err(failed("holds no certificate in PEM form".to_owned())),
-                    (_, 0) => TrustStore::empty().with_pem_certificate(pem),
-                    (_, bad) => {
-                        return Err(failed(format!("holds {bad} that cannot be read as certificates")));
-                    }
-                }
-            }
-            Trust::System => system_trust(),
-            Trust::Directories(directories) => directory_trust(directories),
-        };
         // Shared: a bundle is 220 KB, and most runs need it once.
-        let trust = Arc::new(trust);
+        let trust = Arc::new(trust_store(trust)?);
         Ok(Self {
             apis: client(Arc::clone(&trust), ProxyConfig::from_env()),
             this_node: client(trust, ProxyConfig::disabled()),
@@ -116,6 +105,26 @@ impl Http {
     pub fn for_metadata(&self) -> SharedHttpClient {
         self.metadata.clone()
     }
+}
+
+/// The certificates to trust.
+fn trust_store(trust: &Trust) -> Result<TrustStore, TrustError> {
+    Ok(match trust {
+        Trust::File { variable, path } => {
+            let failed = |what| TrustError { variable, path: path.clone(), what };
+            let pem = read_bundle(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
+            let (good, bad) = check_bundle(&pem);
+            match (good, bad) {
+                (0, _) => return Err(failed("holds no certificate in PEM form".to_owned())),
+                (_, 0) => TrustStore::empty().with_pem_certificate(pem),
+                (_, bad) => {
+                    return Err(failed(format!("holds {bad} that cannot be read as certificates")));
+                }
+            }
+        }
+        Trust::System => system_trust(),
+        Trust::Directories(directories) => directory_trust(directories),
+    })
 }
 
 fn client(trust: Arc<TrustStore>, proxy: ProxyConfig) -> SharedHttpClient {
@@ -171,6 +180,82 @@ fn is_on_this_node(url: &str) -> bool {
         Ok(IpAddr::V4(address)) => address.is_link_local(),
         Ok(IpAddr::V6(address)) => address.segments()[..2] == [0xFD00, 0x0EC2],
         Err(_) => false,
+    }
+}
+
+/// How long a registry may take for one answer.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The client for registries. It follows no redirect.
+#[derive(Debug)]
+pub struct Registries {
+    direct: Connector,
+    other: Connector,
+}
+
+/// What a registry answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The values of `WWW-Authenticate`.
+    pub challenges: Vec<String>,
+    /// The body, where it was wanted, or the answer is not 200.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+impl Registries {
+    /// Reads the certificates to trust. A registry on this node is asked without a proxy, others through the one that
+    /// `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name.
+    ///
+    /// # Errors
+    /// When a file that was named holds none, or cannot be read.
+    pub fn new(trust: &Trust) -> Result<Self, TrustError> {
+        let trust = trust_store(trust)?;
+        let connect = |trust: TrustStore, proxy| {
+            let tls = TlsContext::builder().with_trust_store(trust).build().unwrap_or_default();
+            let builder = Connector::builder().proxy_config(proxy);
+            builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).build()
+        };
+        let direct = connect(trust.clone(), ProxyConfig::disabled());
+        Ok(Self { direct, other: connect(trust, ProxyConfig::from_env()) })
+    }
+
+    /// Asks for `url`. A body that comes with 200 is read only if it is wanted.
+    ///
+    /// # Errors
+    /// When there is no answer within ten seconds, or it is longer than any should be.
+    pub async fn get(
+        &self,
+        url: &str,
+        headers: &[(&'static str, &SecretString)],
+        on_this_node: bool,
+        wants_body: bool,
+    ) -> Result<Answer, Refusal> {
+        let unusable = |_| Refusal::Settings { said: "the request cannot be made".to_owned() };
+        let mut request = HttpRequest::get(url).map_err(unusable)?;
+        let agent = concat!("ecr-node-agent/", env!("CARGO_PKG_VERSION"));
+        request.headers_mut().insert("user-agent", agent);
+        for (name, value) in headers {
+            let value = value.expose_secret().to_owned();
+            request.headers_mut().try_insert(*name, value).map_err(unusable)?;
+        }
+        let connector = if on_this_node { &self.direct } else { &self.other };
+        let exchange = async {
+            let answer = connector.call(request).await.map_err(|error| network_refusal(&error))?;
+            let status = answer.status().as_u16();
+            let challenges = answer.headers().get_all("www-authenticate").map(str::to_owned).collect();
+            let body = if wants_body || status != 200 {
+                let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+                body.map(|body| body.to_bytes().to_vec())
+                    .map_err(|error| Refusal::Unavailable { said: error.to_string() })?
+            } else {
+                Vec::new()
+            };
+            Ok(Answer { status, challenges, body: Zeroizing::new(body) })
+        };
+        let late = |_| Refusal::Unavailable { said: "timed out".to_owned() };
+        tokio::time::timeout(REGISTRY_TIMEOUT, exchange).await.map_err(late)?
     }
 }
 

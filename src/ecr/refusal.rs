@@ -263,7 +263,7 @@ fn answer_refusal(
 }
 
 /// Sorts a failure of the connection.
-fn network_refusal(error: &(dyn Error + 'static)) -> Refusal {
+pub(super) fn network_refusal(error: &(dyn Error + 'static)) -> Refusal {
     use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
 
     let tls = links(error).find_map(<dyn Error>::downcast_ref::<rustls::Error>);

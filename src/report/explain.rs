@@ -5,6 +5,9 @@ use super::status::{Output, relative};
 use crate::docker_config::keyring::Mismatch;
 use crate::docker_config::search::{Place, Verdict};
 use crate::explain::{Explanation, ImageExplanation, State, Tried};
+use crate::registry::answer::{Answers, Meaning};
+use crate::registry::challenge::Challenge;
+use crate::registry::client::Verification;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -75,10 +78,19 @@ fn print_image(out: &mut impl Write, image: &ImageExplanation, now: Timestamp) -
         let as_default = if image.as_default { ", as Docker Hub's, since none matches" } else { "" };
         writeln!(out, "  tried for {}, in this order{as_default}:", image.image.repository())?;
     }
+    if let Some(verification) = &image.verification {
+        writeln!(out, "  {}", asked_in_words(verification))?;
+        if image.tried.is_empty() {
+            writeln!(out, "    without a credential: {}", answers_in_words(&verification.without, false))?;
+        }
+    }
     let width = image.tried.iter().map(|tried| tried.key.chars().count()).max().unwrap_or_default();
     for (number, tried) in image.tried.iter().enumerate() {
         let user = tried.username.escape_debug();
         writeln!(out, "    {}. {:width$}  user `{user}`, {}", number + 1, tried.key, tried.in_words(now))?;
+        if let Some(answers) = image.verification.as_ref().and_then(|found| found.with.get(number)) {
+            writeln!(out, "       {}", answers_in_words(answers, true))?;
+        }
     }
     if !image.passed_over.is_empty() {
         writeln!(out, "  not tried:")?;
@@ -88,11 +100,66 @@ fn print_image(out: &mut impl Write, image: &ImageExplanation, now: Timestamp) -
         writeln!(out, "    {:width$}  {}", entry.key, entry.mismatch)?;
     }
     let verdict = match (image.is_usable(), image.tried.is_empty()) {
+        (true, _) if image.verification.is_some() => "a pull would work now",
+        (false, false) if image.verification.is_some() => {
+            "a pull would fail now; none without a credential is tried after these"
+        }
         (true, _) => "a credential that may be good",
         (false, false) => "no credential that can be good; no pull without one is tried after these",
         (false, true) => "no credential",
     };
     writeln!(out, "  result: {verdict}")
+}
+
+fn asked_in_words(verification: &Verification) -> String {
+    let wants = match &verification.challenge {
+        Some(Challenge::Basic) => "it wants user and password",
+        Some(Challenge::Bearer { .. }) => "it wants a token, which a service hands out for user and password",
+        None => "it asks for no credential that we know of",
+    };
+    match &verification.endpoint {
+        Some(endpoint) => format!("asked {}: {wants}", endpoint.url("")),
+        None => "asked the registry, and nobody answered".to_owned(),
+    }
+}
+
+fn answers_in_words(answers: &Answers, with_credential: bool) -> String {
+    let steps = [("token", answers.token), ("/v2/", answers.base), ("manifest", answers.manifest)];
+    let steps: Vec<_> =
+        steps.iter().filter_map(|(step, status)| status.map(|status| format!("{step} {status}"))).collect();
+    let meaning = match &answers.meaning {
+        Meaning::NotAccepted | Meaning::NotAllowed if !with_credential => {
+            "the registry wants a credential for this repository".to_owned()
+        }
+        Meaning::NotThere if !with_credential => "there is no such image or tag".to_owned(),
+        meaning => meaning.to_string(),
+    };
+    let said = answers.said.as_ref().map(|said| format!(" (it said: {said})")).unwrap_or_default();
+    let steps = if steps.is_empty() { String::new() } else { format!("{}: ", steps.join(", ")) };
+    format!("{steps}{meaning}{said}")
+}
+
+fn answers_to_json(answers: &Answers) -> Value {
+    json!({
+        "token_status": answers.token,
+        "base_status": answers.base,
+        "manifest_status": answers.manifest,
+        "meaning": answers.meaning.word(),
+        "detail": answers.meaning.to_string(),
+        "said": answers.said,
+    })
+}
+
+fn verification_to_json(verification: &Verification) -> Value {
+    let challenge = verification.challenge.as_ref().map(|challenge| match challenge {
+        Challenge::Basic => "basic",
+        Challenge::Bearer { .. } => "bearer",
+    });
+    json!({
+        "url": verification.endpoint.as_ref().map(|endpoint| endpoint.url("")),
+        "challenge": challenge,
+        "without_credential": answers_to_json(&verification.without),
+    })
 }
 
 fn in_words(verdict: &Verdict) -> String {
@@ -125,7 +192,7 @@ impl Tried {
         format!("{state}{source}{order}")
     }
 
-    fn to_json(&self) -> Value {
+    fn to_json(&self, answers: Option<&Answers>) -> Value {
         let (state, expires_at) = match self.state {
             State::Valid(end) => ("valid", Some(end)),
             State::Expired(end) => ("expired", Some(end)),
@@ -140,6 +207,7 @@ impl Tried {
             "expires_at": expires_at,
             "source": self.source,
             "in_random_order": self.in_random_order,
+            "answer": answers.map(answers_to_json),
         })
     }
 }
@@ -172,6 +240,8 @@ fn file_to_json(place: &Place, verdict: &Verdict) -> Value {
 }
 
 fn image_to_json(image: &ImageExplanation) -> Value {
+    let answers = |number: usize| image.verification.as_ref().and_then(|found| found.with.get(number));
+    let tried = image.tried.iter().enumerate().map(|(number, tried)| tried.to_json(answers(number)));
     let passed_over = image.passed_over.iter().map(|entry| {
         json!({ "key": entry.key, "reason": reason(&entry.mismatch), "detail": entry.mismatch.to_string() })
     });
@@ -180,7 +250,8 @@ fn image_to_json(image: &ImageExplanation) -> Value {
         "looked_up": image.image.repository(),
         "usable": image.is_usable(),
         "docker_hub_default": image.as_default,
-        "tried": image.tried.iter().map(Tried::to_json).collect::<Vec<_>>(),
+        "registry": image.verification.as_ref().map(verification_to_json),
+        "tried": tried.collect::<Vec<_>>(),
         "not_tried": passed_over.collect::<Vec<_>>(),
     })
 }

@@ -24,3 +24,4 @@ mod readers;
 mod serve;
 mod tidy;
 mod vectors;
+mod verify;

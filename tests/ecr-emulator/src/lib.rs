@@ -9,7 +9,7 @@
 //! | STS, `AssumeRoleWithWebIdentity` | `sts.rs` | the web identity token |
 //! | instance metadata service, version 2 | `metadata.rs` | its session token |
 //! | container credentials (ECS, EKS Pod Identity) | `metadata.rs` | the `Authorization` header |
-//! | a registry: `/v2/` and manifests | `registry.rs` | HTTP basic with a token from here that still lives |
+//! | a registry: `/v2/` and manifests | `registry.rs` | HTTP basic with a token from here that still lives, or a bearer token for one |
 //!
 //! Signatures are really verified, with AWS's rules on clocks and temporary credentials; what STS, the metadata
 //! service and the container endpoint hand out is good for the signed APIs, and the tokens that ECR hands out are good
@@ -123,6 +123,8 @@ pub struct Options {
     pub clock_offset: SignedDuration,
     /// What the container endpoint wants as `Authorization`; `None` lets everybody in.
     pub container_token: Option<String>,
+    /// With `Some`, the registry wants a token of the service at this URL, its own `/token` if it is empty.
+    pub registry_realm: Option<String>,
     /// The web identity token that STS takes.
     pub web_identity_token: String,
     /// The name of the instance's role.
@@ -148,6 +150,7 @@ impl Default for Options {
             credentials_lifetime: SignedDuration::from_hours(6),
             clock_offset: SignedDuration::ZERO,
             container_token: Some("emulated-container-authorization".to_owned()),
+            registry_realm: None,
             web_identity_token: "emulated.web.identity".to_owned(),
             imds_role: "node".to_owned(),
             imds_region: "eu-west-1".to_owned(),

@@ -86,6 +86,7 @@ impl Asked {
             {
                 Some(Api::Registry)
             }
+            Method::GET if path == "/token" => Some(Api::Registry),
             Method::GET if path == "/v1/credentials" || path.starts_with("/v2/credentials/") => {
                 Some(Api::Container)
             }

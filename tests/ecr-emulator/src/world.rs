@@ -31,6 +31,8 @@ struct State {
     scripts: Vec<Script>,
     tokens: Vec<Token>,
     keys: HashMap<String, Key>,
+    /// The registry's bearer tokens, each with the password that it was given for; empty if for nobody's.
+    bearers: HashMap<String, String>,
     /// Session tokens of the instance metadata service, each with its end.
     sessions: HashMap<String, Timestamp>,
 }
@@ -174,6 +176,18 @@ impl World {
             .any(|token| token.issued.password == password && !token.revoked && token.issued.expires_at > now)
     }
 
+    /// A bearer token of the registry's, for a password, which is empty for nobody's.
+    pub(crate) fn lend_bearer(&self, password: String) -> String {
+        let token = format!("{MARKER}.{}", random_text(120));
+        self.state().bearers.insert(token.clone(), password);
+        token
+    }
+
+    /// The password that a bearer token was given for; `None` where there is no such token.
+    pub(crate) fn bearer(&self, token: &str) -> Option<String> {
+        self.state().bearers.get(token).cloned()
+    }
+
     /// New temporary credentials, known to the signed APIs from now on.
     pub(crate) fn lend(&self, role: Option<String>, expires_at: Timestamp) -> Lent {
         let lent = Lent {
@@ -217,6 +231,7 @@ impl World {
         tokens
             .flat_map(|issued| [issued.token_base64.clone(), issued.password.clone()])
             .chain(keys.flat_map(|key| [key.secret.clone()].into_iter().chain(key.session_token.clone())))
+            .chain(state.bearers.keys().cloned())
             .chain(state.sessions.keys().cloned())
             .chain(self.options.container_token.clone())
             .chain([self.options.web_identity_token.clone()])
