@@ -149,6 +149,27 @@ impl Keyring {
         &self.entries
     }
 
+    /// The other entries that the kubelet tries before the one filed under `filed_under`, for an image that both are for.
+    #[must_use]
+    pub fn tried_before(&self, filed_under: &str) -> Vec<&Entry> {
+        let Some(at) = self.entries.iter().position(|entry| entry.is_filed_under(filed_under)) else {
+            return Vec::new();
+        };
+        let Some(key) = self.entries[at].filed_under.as_ref().and_then(|key| Location::parse(key)) else {
+            return Vec::new();
+        };
+        let overlaps = |entry: &&Entry| {
+            let other = entry.filed_under.as_ref().and_then(|other| Location::parse(other));
+            other.is_some_and(|other| overlap(&key, &other))
+        };
+        self.entries[..at].iter().filter(overlaps).collect()
+    }
+
+    /// The entries filed under one key, in several spellings perhaps.
+    pub fn filed_under<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Entry> {
+        self.entries.iter().filter(move |entry| entry.is_filed_under(key))
+    }
+
     /// What there is for an image.
     #[must_use]
     pub fn look_up(&self, image: &Image) -> Found<'_> {
@@ -181,6 +202,10 @@ impl Entry {
     #[must_use]
     pub fn filed_under(&self) -> Option<String> {
         self.filed_under.as_ref().map(|key| String::from_utf8_lossy(key).into_owned())
+    }
+
+    fn is_filed_under(&self, key: &str) -> bool {
+        self.filed_under.as_deref() == Some(key.as_bytes())
     }
 
     /// Whether the kubelet files both under one key, and so tries them in random order.
@@ -241,6 +266,17 @@ fn mismatch(key: &Location, target: &Location) -> Option<Mismatch> {
         return Some(Mismatch::Port { key: text(port), image: text(target_port) });
     }
     (!target.path.starts_with(&key.path)).then(|| Mismatch::Path { path: text(&key.path) })
+}
+
+/// Whether there may be an image that both keys are for. Of two globs in one label it is said if one matches the other.
+fn overlap(a: &Location, b: &Location) -> bool {
+    let ((a_host, a_port), (b_host, b_port)) = (a.host_and_port(), b.host_and_port());
+    let labels = |host| <[u8]>::split(host, |byte| *byte == b'.');
+    let meet = |(a, b): (&[u8], &[u8])| glob_matches(a, b) || glob_matches(b, a);
+    a_port == b_port
+        && labels(a_host).count() == labels(b_host).count()
+        && labels(a_host).zip(labels(b_host)).all(meet)
+        && (a.path.starts_with(&b.path) || b.path.starts_with(&a.path))
 }
 
 /// Whether an image is one of Docker Hub's by its name (`isDefaultRegistryMatch`).
@@ -364,6 +400,33 @@ mod tests {
                 "{key}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_tried_before_an_entry_is_known() {
+        let keyring = keyring(&[
+            "r.example.com",
+            "r.example.com/team",
+            "*.example.com",
+            "*.example.com/team",
+            "s.example.com/x",
+            "r.example.com:443",
+            "https://r.example.com/v2/",
+        ]);
+        let before =
+            |key| keyring.tried_before(key).iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>();
+        assert_eq!(before("r.example.com"), ["r.example.com/team"]);
+        assert_eq!(before("r.example.com/team"), [""; 0]);
+        let of_all = [
+            "s.example.com/x",
+            "r.example.com/team",
+            "https://r.example.com/v2/",
+            "r.example.com",
+            "*.example.com/team",
+        ];
+        assert_eq!(before("*.example.com"), of_all);
+        assert_eq!(before("no.example.com"), [""; 0]);
+        assert_eq!(keyring.filed_under("r.example.com").count(), 2);
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use super::ending::{Ending, chain, failed};
 use crate::clock;
-use crate::docker_config::document::{self, Spoilt};
+use crate::docker_config::document::{self, Shape, Spoilt};
 use crate::docker_config::key::{index_key, shown};
+use crate::docker_config::keyring::{Entry, Keyring};
 use crate::docker_config::ledger::Record;
+use crate::docker_config::search::Verdict;
 use crate::ecr::registry::{Registry, is_ecr_host};
+use crate::explain;
 use crate::pull_secrets::Done;
 use crate::refresh::Round;
 use crate::schedule::Life;
@@ -37,6 +40,9 @@ pub struct FileStatus {
     /// Why the kubelet does not use the file, or we could not read it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     problems: Vec<String>,
+    /// What has the kubelet use another file, or try others' credentials first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     registries: Vec<EntryStatus>,
 }
 
@@ -95,10 +101,17 @@ pub fn run(auth_files: &[AuthFile], registries: &[Registry], rule: &Rule, output
     for file in auth_files {
         let path = file.path.display().to_string();
         files.push(match file.read() {
-            Ok(bytes) => inspect(path, bytes.as_ref().map(|bytes| bytes.as_slice()), registries, now),
+            Ok(bytes) => {
+                let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
+                let mut status = inspect(path, bytes, registries, now);
+                let shadowing = bytes.map(|bytes| status.shadowing(bytes)).unwrap_or_default();
+                status.warnings = [hiding(file), shadowing].concat();
+                status
+            }
             Err(error) => {
                 unreadable = Some(failed(&error, Ending::AuthFile));
-                FileStatus { path, problems: vec![chain(&error)], registries: Vec::new() }
+                let problems = vec![chain(&error)];
+                FileStatus { path, problems, warnings: Vec::new(), registries: Vec::new() }
             }
         });
     }
@@ -146,7 +159,7 @@ pub fn missing(files: &[AuthFile], keys: &[String], now: Timestamp) -> Vec<Strin
 /// What `bytes`, read from `path`, hold for ECR. The ECR registries that are asked for are listed even if they are
 /// missing; where none is asked for, at least one must be there.
 fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestamp) -> FileStatus {
-    let mut status = FileStatus { path, problems: Vec::new(), registries: Vec::new() };
+    let mut status = FileStatus { path, problems: Vec::new(), warnings: Vec::new(), registries: Vec::new() };
     let Some(bytes) = bytes else {
         status.problems.push("there is no such file".to_owned());
         status.add_missing(asked);
@@ -194,7 +207,55 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
     status
 }
 
+/// What stands in the kubelet's search path besides this file, and does not go with it.
+fn hiding(file: &AuthFile) -> Vec<String> {
+    let kubelet = file.kubelet();
+    if !kubelet.is_searched() {
+        return Vec::new();
+    }
+    let places = explain::look(&kubelet);
+    let mut warnings = Vec::new();
+    let used = places.iter().position(|(_, verdict)| matches!(verdict, Verdict::Used(_)));
+    if let Some(at) = used.filter(|at| *at > 0) {
+        let path = places[at].0.path.display();
+        warnings.push(format!("the kubelet uses {path} instead of this file"));
+    }
+    let Some((_, Verdict::Used(keyring))) = places.first() else { return warnings };
+    for (place, verdict) in &places {
+        let Verdict::Hidden(hidden) = verdict else { continue };
+        let is_here = |entry: &&Entry| keyring.entries().iter().any(|here| here.is_filed_with(entry));
+        let lost: Vec<_> =
+            hidden.entries().iter().filter(|entry| !is_here(entry)).map(|entry| shown(&entry.key)).collect();
+        if !lost.is_empty() {
+            let (path, lost) = (place.path.display(), lost.join(", "));
+            warnings.push(format!("{path} is hidden by this file, and its entries are not used: {lost}"));
+        }
+    }
+    warnings
+}
+
 impl FileStatus {
+    /// Which entries the kubelet tries before ours, or beside them in random order.
+    fn shadowing(&self, bytes: &[u8]) -> Vec<String> {
+        let Ok(keyring) = Keyring::read(bytes, Shape::DockerConfig) else { return Vec::new() };
+        let mut warnings = Vec::new();
+        for entry in self.registries.iter().filter(|entry| entry.ours) {
+            for other in keyring.tried_before(&entry.index).iter().filter(|other| other.record.is_none()) {
+                let (other, key) = (shown(&other.key), &entry.registry);
+                warnings.push(format!(
+                    "the kubelet tries `{other}` before `{key}`, for images that both are for"
+                ));
+            }
+            for other in keyring.filed_under(&entry.index).filter(|other| other.record.is_none()) {
+                let (other, key) = (shown(&other.key), &entry.registry);
+                warnings.push(format!(
+                    "`{other}` is another spelling of `{key}`: which of them the kubelet tries first is random"
+                ));
+            }
+        }
+        warnings
+    }
+
     fn add_missing(&mut self, asked: &[Registry]) {
         for registry in asked {
             let is_there = |entry: &EntryStatus| entry.index == registry.key();
@@ -230,6 +291,9 @@ fn print_text(out: &mut impl Write, files: &[FileStatus], now: Timestamp) -> io:
         writeln!(out, "{}", file.path)?;
         for problem in &file.problems {
             writeln!(out, "  problem: {problem}")?;
+        }
+        for warning in &file.warnings {
+            writeln!(out, "  warning: {warning}")?;
         }
         if file.registries.is_empty() {
             writeln!(out, "  no entry for ECR")?;

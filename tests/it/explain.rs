@@ -144,6 +144,44 @@ fn it_ends_well_only_with_a_usable_credential_for_every_image() {
 }
 
 #[test]
+fn status_warns_of_what_goes_before_ours_and_of_what_ours_hides() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let auth_file = node.auth_file();
+    let status = || node.run(&["status", "--auth-file", auth_file.to_str().unwrap()]);
+    assert!(!status().expect(0, &[]).out.contains("warning:"));
+
+    let mut document = node.document();
+    let auths = document["auths"].as_object_mut().unwrap();
+    auths.insert(format!("{HOST}/team"), entry("team"));
+    auths.insert(format!("http://{HOST}"), entry("again"));
+    auths.insert("*.dkr.ecr.eu-west-1.amazonaws.com/team".to_owned(), entry("after"));
+    node.write("kubelet/config.json", &document.to_string());
+    let hidden = json!({ "auths": { HOST: entry("x"), "lost.example.com": entry("y") } });
+    node.write("home/.docker/config.json", &hidden.to_string());
+    let run = status();
+    let home = node.path("home/.docker/config.json");
+    let warnings = [
+        format!(
+            "warning: {} is hidden by this file, and its entries are not used: lost.example.com",
+            home.display()
+        ),
+        format!("warning: the kubelet tries `{HOST}/team` before `{HOST}`, for images that both are for"),
+        format!("warning: `http://{HOST}` is another spelling of `{HOST}`"),
+    ];
+    let told: Vec<_> = run.out.lines().filter(|line| line.contains("warning:")).collect();
+    assert_eq!(told.len(), 3, "{}", run.out);
+    for warning in warnings {
+        assert!(run.out.contains(&warning), "{warning}\n{}", run.out);
+    }
+
+    // One that the kubelet passes over.
+    node.write("kubelet/config.json", "{\"auths\":{\"a\":[]}}");
+    let instead = format!("warning: the kubelet uses {} instead of this file", home.display());
+    status().expect(1, &[&instead]);
+}
+
+#[test]
 fn a_file_of_another_name_is_looked_at_alone() {
     let node = Node::new();
     node.write("crio/auth.json", &json!({ "auths": { "registry.example.com": entry("a") } }).to_string());
