@@ -6,17 +6,17 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
 
+mod cost;
+
 use clap::Parser as _;
+use cost::{Cost, at_most, median, spread};
 use ecr_emulator::{Emulator, Options};
-use nix::sys::resource::{Usage, UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
 use tempfile::TempDir;
 
 /// The targets: how many times less than the `CronJob`'s steps, and how much at most.
@@ -61,16 +61,6 @@ struct Arguments {
     /// Runs a command and prints what it cost; see [`Cost::of`].
     #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true, value_name = "COMMAND")]
     cost_of: Vec<OsString>,
-}
-
-/// What one run cost.
-#[derive(Debug, Clone, Copy)]
-struct Cost {
-    wall: Duration,
-    /// User and system time of every process of the run.
-    cpu: Duration,
-    /// The most memory that one process of the run held at once (`VmHWM`).
-    peak_kib: u32,
 }
 
 /// The parts of the world that both sides share.
@@ -245,55 +235,6 @@ impl Side {
     }
 }
 
-impl Cost {
-    /// Runs a command in a child of its own, which is this program again with nothing but that to do.
-    ///
-    /// The kernel counts finished children of a process together, and starts a program's peak memory at that of the
-    /// process that it was forked from. So whoever measures must be young and small, and the emulator is neither.
-    fn of(
-        command: &[OsString],
-        environment: &BTreeMap<&'static str, OsString>,
-    ) -> Result<Self, Box<dyn Error>> {
-        let mut child = Command::new(std::env::current_exe()?);
-        child.arg("--cost-of").args(command).env_clear().envs(environment).stdin(Stdio::null());
-        let output = child.output()?;
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        if !output.status.success() {
-            return Err(text(&output.stderr).into());
-        }
-        Self::from_line(&text(&output.stdout)).ok_or_else(|| "the measuring child said nothing".into())
-    }
-
-    /// The other end of [`Cost::of`].
-    fn measure(program: &OsStr, arguments: &[OsString]) -> Result<Self, Box<dyn Error>> {
-        let start = Instant::now();
-        let status = Command::new(program).args(arguments).stdout(Stdio::null()).status()?;
-        let wall = start.elapsed();
-        if !status.success() {
-            return Err(format!("{} failed: {status}", program.display()).into());
-        }
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-        Ok(Self { wall, cpu: cpu(&usage)?, peak_kib: u32::try_from(usage.max_rss())? })
-    }
-
-    fn to_line(self) -> String {
-        format!("{} {} {}", self.wall.as_micros(), self.cpu.as_micros(), self.peak_kib)
-    }
-
-    fn from_line(line: &str) -> Option<Self> {
-        let mut numbers = line.split_whitespace().map(str::parse);
-        let mut next = || numbers.next()?.ok();
-        let (wall, cpu, peak_kib) = (next()?, next()?, next()?);
-        let microseconds = |number: u32| Duration::from_micros(number.into());
-        Some(Self { wall: microseconds(wall), cpu: microseconds(cpu), peak_kib })
-    }
-}
-
-fn cpu(usage: &Usage) -> Result<Duration, std::num::TryFromIntError> {
-    let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    u64::try_from(microseconds).map(Duration::from_micros)
-}
-
 /// The rows of one world: wall time, CPU time, memory.
 fn world_rows(title: &str, ours: &[Cost], theirs: &[Cost]) -> [[String; 5]; 3] {
     let wall = |cost: &Cost| cost.wall.as_secs_f64() * 1e3;
@@ -335,27 +276,8 @@ fn row(
     ]
 }
 
-/// The middle of sorted figures.
-fn median(sorted: &[f64]) -> Option<f64> {
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
-}
-
-fn spread(sorted: &[f64], unit: &str) -> String {
-    match (median(sorted), sorted.first(), sorted.last()) {
-        (Some(median), Some(least), Some(most)) => {
-            let digits = usize::from(median < 100.0);
-            format!("{median:.digits$} {unit} ({least:.digits$} to {most:.digits$})")
-        }
-        _ => String::new(),
-    }
-}
-
 fn at_least(target: f64, ratio: f64) -> String {
     format!("at least {target}: {}", if ratio >= target { "reached" } else { "missed" })
-}
-
-fn at_most(target: f64, unit: &str, figure: f64) -> String {
-    format!("under {target} {unit}: {}", if figure < target { "reached" } else { "missed" })
 }
 
 /// A Markdown table; the first row is its head.
