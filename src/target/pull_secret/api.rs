@@ -13,8 +13,9 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::client::{AuthError, Body};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use secrecy::ExposeSecret as _;
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -670,13 +671,22 @@ async fn connect() -> Result<Client, ApiError> {
     config.default_retry = false;
     Client::try_from(config).map_err(|error| match error {
         kube::Error::Auth(error) => ApiError::Config(auth(&error)),
-        error => ApiError::Config(said(&innermost(&error))),
+        // It holds all of its causes' words already.
+        error => ApiError::Config(said(&error.to_string())),
     })
 }
 
 async fn from_kubeconfig() -> Result<Config, ApiError> {
-    let wrong = |error: kube::config::KubeconfigError| ApiError::Config(said(&innermost(&error)));
-    let mut kubeconfig = Kubeconfig::read().map_err(wrong)?;
+    let wrong = |error: KubeconfigError| ApiError::Config(fault(&error));
+    let mut kubeconfig = Kubeconfig::read().map_err(|error| match error {
+        KubeconfigError::FindPath | KubeconfigError::ReadConfig(..) if !is_set("KUBECONFIG") => {
+            ApiError::Config(format!(
+                "neither KUBECONFIG nor KUBERNETES_SERVICE_HOST is set, and {}",
+                fault(&error)
+            ))
+        }
+        error => wrong(error),
+    })?;
     let options = KubeConfigOptions::default();
     // `kube` compares `NO_PROXY` with the proxy's own address: the choice is made here.
     let own_proxy = kubeconfig
@@ -685,6 +695,11 @@ async fn from_kubeconfig() -> Result<Config, ApiError> {
         .any(|cluster| cluster.cluster.as_ref().is_some_and(|cluster| cluster.proxy_url.is_some()));
     kubeconfig.preferences = None;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?;
+    // `kube` takes for granted that a token fits into a header, and ends the program where one does not.
+    let token = config.auth_info.token.as_ref();
+    if token.is_some_and(|token| HeaderValue::from_str(token.expose_secret()).is_err()) {
+        return Err(ApiError::Config("the kubeconfig's token has characters that no token has".to_owned()));
+    }
     if !own_proxy {
         config.proxy_url =
             Matcher::from_env().intercept(&config.cluster_url).map(|proxy| proxy.uri().clone());
@@ -692,17 +707,28 @@ async fn from_kubeconfig() -> Result<Config, ApiError> {
     Ok(config)
 }
 
+/// Why a kubeconfig cannot be used. The parser's own words would show the lines around a mistake, and a token in them.
+fn fault(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::ReadConfig(error, path) => format!("{} cannot be read: {error}", path.display()),
+        KubeconfigError::Parse(error) => {
+            let place = error.location().map(|at| format!(", line {}", at.line())).unwrap_or_default();
+            format!("the kubeconfig cannot be parsed{place}")
+        }
+        other => said(&other.to_string()),
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "as `kube` itself finds its way; no setting of ours")]
 fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// Why we cannot say who we are. What a command of the kubeconfig's wrote is not shown: it may hold its credential.
+/// Why we cannot say who we are. Neither what a command of the kubeconfig's wrote is shown, nor its arguments: they may
+/// hold a credential.
 fn auth(error: &AuthError) -> String {
     match error {
-        AuthError::AuthExecRun { cmd, out } => {
-            format!("the kubeconfig's command `{}` ended with {}", cmd.escape_debug(), out.status)
-        }
+        AuthError::AuthExecRun { out, .. } => format!("the kubeconfig's command ended with {}", out.status),
         AuthError::AuthExecStart(error) => format!("the kubeconfig's command cannot be run: {error}"),
         AuthError::ReadTokenFile(error, path) => format!("{} cannot be read: {error}", path.display()),
         AuthError::AuthExecParse(_) => "the kubeconfig's command wrote no credential".to_owned(),
