@@ -65,6 +65,7 @@ fn an_api_server_that_comes_back_is_the_same_one() {
         resource: "secrets".to_owned(),
         name: "absent".to_owned(),
         code: 404,
+        dry_run: false,
     };
     let start = std::time::Instant::now();
     while !cluster.requests().contains(&request) {

@@ -97,6 +97,15 @@ impl Api {
     pub fn create(&self, path: &str, object: &Value) -> Result<Value, Refused> {
         self.ask("POST", path, object)
     }
+
+    /// By a JSON merge patch.
+    pub fn patch(&self, path: &str, changes: &Value) -> Result<Value, Refused> {
+        self.ask("PATCH", path, changes)
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Value, Refused> {
+        self.ask("DELETE", path, &Value::Null)
+    }
 }
 
 /// A right, as a role grants it.
@@ -127,6 +136,8 @@ pub struct Request {
     pub name: String,
     /// The answer's status.
     pub code: u64,
+    /// Whether nothing was to be done.
+    pub dry_run: bool,
 }
 
 /// The cluster that all tests of this process share, each in namespaces of its own. Started at the first call.
@@ -342,6 +353,7 @@ impl Cluster {
                 resource: text(&event["objectRef"]["resource"]),
                 name: text(&event["objectRef"]["name"]),
                 code: event["responseStatus"]["code"].as_u64().unwrap_or(0),
+                dry_run: event["requestURI"].as_str().is_some_and(|uri| uri.contains("dryRun=All")),
             })
             .collect()
     }

@@ -22,6 +22,7 @@ pub struct Node {
     /// AWS.
     pub aws: Emulator,
     environment: BTreeMap<String, String>,
+    hidden: Vec<String>,
 }
 
 /// How a run ended.
@@ -47,7 +48,7 @@ impl Node {
         let aws = Emulator::start(options).unwrap();
         let environment =
             aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let mut node = Self { root, aws, environment };
+        let mut node = Self { root, aws, environment, hidden: Vec::new() };
         node.set("HOME", node.path("home").to_str().unwrap());
         node.set("AWS_EC2_METADATA_DISABLED", "true");
         node
@@ -81,6 +82,11 @@ impl Node {
 
     pub fn unset(&mut self, name: &str) {
         self.environment.remove(name);
+    }
+
+    /// From now on no run may show this.
+    pub fn hide(&mut self, secret: &str) {
+        self.hidden.push(secret.to_owned());
     }
 
     /// Takes the credentials out of the environment.
@@ -137,7 +143,7 @@ impl Node {
             out: text(&output.stdout),
             err: text(&output.stderr),
         };
-        for secret in self.aws.secrets() {
+        for secret in self.aws.secrets().iter().chain(&self.hidden) {
             // Also a part of one: a cut line still shows what is in it.
             let part = &secret[..secret.len().min(24)];
             assert!(!run.out.contains(part) && !run.err.contains(part), "a secret is shown");

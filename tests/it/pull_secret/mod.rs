@@ -1,0 +1,156 @@
+//! The pull secret, against a real API server, by agents that may do what is documented and nothing more.
+
+mod crowd;
+mod outages;
+mod refusals;
+mod rights;
+mod writes;
+
+use crate::cluster::{Account, Cluster, Refused, Request, Rule, shared};
+use crate::needs::{Need, all_here};
+use crate::node::{Node, Run, Running};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ecr_emulator::Options;
+use serde_json::{Value, json};
+
+const NAME: &str = "ecr-creds";
+const TYPE: &str = "kubernetes.io/dockerconfigjson";
+
+/// A node, a namespace, and an account that may keep the pull secret there, as on a node.
+struct World<'a> {
+    node: Node,
+    cluster: &'a Cluster,
+    account: Account<'a>,
+    namespace: String,
+    token: String,
+}
+
+impl World<'static> {
+    /// `None` where there is no API server.
+    fn new() -> Option<Self> {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Option<Self> {
+        let world = Self::bare(options)?;
+        world.grant(&node_rights(&world.namespace));
+        Some(world)
+    }
+
+    /// Whose account may do nothing yet.
+    fn bare(options: Options) -> Option<Self> {
+        all_here(&[Need::ApiServer]).then(|| Self::on(shared(), options))
+    }
+}
+
+impl<'a> World<'a> {
+    /// A world around another cluster than the shared one, whose account may do nothing yet.
+    fn on(cluster: &'a Cluster, options: Options) -> Self {
+        let namespace = cluster.namespace("team");
+        let account = cluster.service_account();
+        let token = account.token();
+        let mut node = Node::with(options);
+        // Nor its signature or its claims alone.
+        token.split('.').for_each(|part| node.hide(part));
+        node.set("KUBECONFIG", account.kubeconfig_with(&token).to_str().unwrap());
+        Self { node, cluster, account, namespace, token }
+    }
+
+    fn grant(&self, rules: &[Rule<'_>]) {
+        for rule in rules {
+            self.account.may(*rule);
+        }
+    }
+
+    /// The secret as `--pull-secret` takes it.
+    fn named(&self) -> String {
+        format!("{}/{NAME}", self.namespace)
+    }
+
+    fn path(&self) -> String {
+        path(&self.namespace)
+    }
+
+    /// The secret, if it is there.
+    fn secret(&self) -> Option<Value> {
+        secret(self.cluster, &self.namespace)
+    }
+
+    /// Makes the secret as the administrator: something that was there before us.
+    fn put(&self, secret: &Value) -> Value {
+        let path = format!("/api/v1/namespaces/{}/secrets", self.namespace);
+        let mut secret = secret.clone();
+        secret["metadata"]["name"] = json!(NAME);
+        self.cluster.api().create(&path, &secret).unwrap()
+    }
+
+    /// `--once` on the node's auth file and the secret, and what else the case says.
+    fn once(&self, more: &[&str]) -> Run {
+        self.node.once(&[&["--pull-secret", &self.named()], more].concat())
+    }
+
+    /// The agent of a node.
+    fn start(&self, more: &[&str]) -> Running<'_> {
+        self.node.start(&[&["--pull-secret", &self.named()], more].concat())
+    }
+
+    /// Fails unless the secret holds the latest token of ECR's, for this host and no other.
+    #[track_caller]
+    fn assert_latest(&self, host: &str) -> Value {
+        let secret = self.secret().expect("no secret is there");
+        let token = self.node.aws.issued().last().expect("no token was issued").token_base64.clone();
+        assert_eq!(config(&secret), json!({ "auths": { host: { "auth": token } } }));
+        secret
+    }
+
+    /// What the agent has asked the API server for.
+    fn requests(&self) -> Vec<Request> {
+        requests(self.cluster, &self.account)
+    }
+}
+
+/// What the agent of a node needs for one secret, as the documentation says.
+fn node_rights(namespace: &str) -> Vec<Rule<'_>> {
+    vec![
+        Rule { namespace: Some(namespace), verbs: "get,patch", resource: "secrets", name: Some(NAME) },
+        Rule { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
+    ]
+}
+
+fn path(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/secrets/{NAME}")
+}
+
+fn secret(cluster: &Cluster, namespace: &str) -> Option<Value> {
+    match cluster.api().get(&path(namespace)) {
+        Ok(secret) => Some(secret),
+        Err(Refused(404, ..)) => None,
+        Err(refused) => panic!("{refused:?}"),
+    }
+}
+
+/// What an account has asked the API server for, but for what the server tells everybody.
+fn requests(cluster: &Cluster, account: &Account<'_>) -> Vec<Request> {
+    let user = account.user();
+    cluster.requests().into_iter().filter(|request| request.user == user).collect()
+}
+
+/// The docker config in a secret.
+#[track_caller]
+fn config(secret: &Value) -> Value {
+    let data = secret["data"][".dockerconfigjson"].as_str().expect("no docker config is in the secret");
+    serde_json::from_slice(&STANDARD.decode(data).unwrap()).unwrap()
+}
+
+/// What stays the same while nobody writes.
+fn version(secret: &Value) -> (String, String) {
+    let text = |name: &str| secret["metadata"][name].as_str().unwrap().to_owned();
+    (text("uid"), text("resourceVersion"))
+}
+
+/// A docker config of somebody's, as a secret has it.
+fn foreign_data() -> Value {
+    let config = "{\"auths\":{\"registry.example.com\":{\"auth\":\"dXNlcjpwYXNz\"}}}";
+    json!({ ".dockerconfigjson": STANDARD.encode(config) })
+}

@@ -1,0 +1,268 @@
+//! What cannot be written, and what is said then. The auth file is written all the same, and comes first.
+
+use super::{NAME, TYPE, World, foreign_data, version};
+use crate::cluster::Rule;
+use crate::node::{HOST, Run};
+use ecr_emulator::Options;
+use serde_json::{Value, json};
+
+impl World<'_> {
+    /// A try that must end with exit 6, with the auth file written and the secret as it was.
+    #[track_caller]
+    fn refused(&self, said: &[&str]) -> Run {
+        let before = self.secret().as_ref().map(version);
+        let run = self.once(&["--timeout", "3s"]).expect(6, said);
+        self.node.assert_latest_token(HOST);
+        assert_eq!(self.secret().as_ref().map(version), before);
+        run
+    }
+}
+
+#[test]
+fn a_secret_of_another_type_is_told_and_left() {
+    let Some(world) = World::new() else { return };
+    for (kind, data) in [
+        ("Opaque", json!({ "password": "aHVudGVyMg==" })),
+        ("kubernetes.io/dockercfg", json!({ ".dockercfg": "e30=" })),
+        ("kubernetes.io/basic-auth", json!({ "username": "YQ==", "password": "aHVudGVyMg==" })),
+    ] {
+        world.put(&json!({ "type": kind, "data": data }));
+        let named = format!("secret {} has type {kind}, and a type cannot be changed", world.named());
+        let run = world.refused(&[&named, &format!("kubectl delete secret {NAME} -n {}", world.namespace)]);
+        assert!(!run.err.contains("aHVudGVyMg"), "a foreign secret is shown");
+        world.cluster.api().delete(&world.path()).unwrap();
+    }
+}
+
+#[test]
+fn a_secret_that_is_immutable_is_told_and_left() {
+    let Some(world) = World::new() else { return };
+    world.put(&json!({ "type": TYPE, "data": foreign_data(), "immutable": true }));
+    world.refused(&["is immutable", NAME, &world.namespace]);
+}
+
+#[test]
+fn a_namespace_that_is_missing_is_told() {
+    let Some(world) = World::new() else { return };
+    // RBAC answers before anybody looks whether the namespace is there, so this needs a right that is for all of them.
+    world.account.may(Rule { namespace: None, verbs: "get,patch,create", resource: "secrets", name: None });
+    let missing = crate::cluster::unique("missing");
+    let run = world.node.once(&["--pull-secret", &format!("{missing}/{NAME}"), "--timeout", "3s"]);
+    run.expect(6, &[&format!("there is no namespace {missing}")]);
+    world.node.assert_latest_token(HOST);
+}
+
+#[test]
+fn a_namespace_that_is_being_terminated_is_told() {
+    let Some(world) = World::new() else { return };
+    // No controller takes the namespace's own finalizer away.
+    world.cluster.api().delete(&format!("/api/v1/namespaces/{}", world.namespace)).unwrap();
+    world.refused(&[&format!("namespace {} is being terminated", world.namespace)]);
+}
+
+/// What an account is not given, what is there already, and the question that `kubectl auth can-i` would answer with no.
+type Denied = (&'static [&'static str], bool, &'static str);
+
+#[test]
+fn a_missing_right_is_named_as_kubectl_asks_for_it() {
+    let cases: [Denied; 3] = [
+        (&["patch", "create"], false, "get secrets/ecr-creds"),
+        (&["get", "patch"], false, "create secrets"),
+        (&["get", "create"], true, "patch secrets/ecr-creds"),
+    ];
+    for (given, there, question) in cases {
+        let Some(world) = World::bare(Options::default()) else { return };
+        let right =
+            |verbs| Rule { namespace: Some(&world.namespace), verbs, resource: "secrets", name: None };
+        world.grant(&given.iter().map(|verb| right(verb)).collect::<Vec<_>>());
+        if there {
+            world.put(&json!({ "type": TYPE, "data": foreign_data() }));
+        }
+        let command = format!("kubectl auth can-i {question} -n {}", world.namespace);
+        world.refused(&[&command]);
+        // The command says so indeed, and it is what was missing.
+        let words: Vec<&str> = question.split(' ').collect();
+        assert_eq!(world.can_i(&words), "no", "{question}");
+        world.account.may(right(words[0]));
+        assert_eq!(world.can_i(&words), "yes", "{question}");
+        world.once(&[]).expect(0, &[]);
+        world.assert_latest(HOST);
+    }
+}
+
+impl World<'_> {
+    /// What `kubectl auth can-i` answers to the agent's account.
+    fn can_i(&self, question: &[&str]) -> String {
+        let kubeconfig = self.account.kubeconfig_with(&self.token);
+        let arguments = [&["auth", "can-i"], question, &["--namespace", &self.namespace]].concat();
+        let output = self.cluster.run(&kubeconfig, &arguments, "");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+#[test]
+fn what_an_admission_policy_says_is_passed_on() {
+    let Some(world) = World::new() else { return };
+    let name = crate::cluster::unique("no-pull-secrets");
+    let policy = json!({
+        "metadata": { "name": name },
+        "spec": {
+            "matchConstraints": {
+                "resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"],
+                }],
+                "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": world.namespace } },
+            },
+            "validations": [{ "expression": "false", "message": "ask team-b first", "reason": "Forbidden" }],
+        },
+    });
+    let binding = json!({
+        "metadata": { "name": name },
+        "spec": { "policyName": name, "validationActions": ["Deny"] },
+    });
+    let place = "/apis/admissionregistration.k8s.io/v1";
+    let api = world.cluster.api();
+    api.create(&format!("{place}/validatingadmissionpolicies"), &policy).unwrap();
+    api.create(&format!("{place}/validatingadmissionpolicybindings"), &binding).unwrap();
+    // The API server knows of it a moment later.
+    let start = std::time::Instant::now();
+    let probe = format!("/api/v1/namespaces/{}/secrets?dryRun=All", world.namespace);
+    while api.create(&probe, &json!({ "metadata": { "name": "probe" } })).is_ok() {
+        assert!(start.elapsed().as_secs() < 60, "the policy does not hold");
+    }
+
+    let run = world.refused(&["ask team-b first"]);
+    assert!(!run.err.contains("can-i"), "it is no missing right: {}", run.err);
+    api.delete(&format!("{place}/validatingadmissionpolicybindings/{name}")).unwrap();
+    api.delete(&format!("{place}/validatingadmissionpolicies/{name}")).unwrap();
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told() {
+    let Some(world) = World::new() else { return };
+    let path = format!("/api/v1/namespaces/{}/resourcequotas", world.namespace);
+    let api = world.cluster.api();
+    let hard = json!({ "count/secrets": "0" });
+    api.create(&path, &json!({ "metadata": { "name": "none" }, "spec": { "hard": hard } })).unwrap();
+    // What a controller does otherwise.
+    let status = json!({ "status": { "hard": hard, "used": hard } });
+    api.patch(&format!("{path}/none/status"), &status).unwrap();
+    let start = std::time::Instant::now();
+    let probe = format!("/api/v1/namespaces/{}/secrets?dryRun=All", world.namespace);
+    while api.create(&probe, &json!({ "metadata": { "name": "probe" } })).is_ok() {
+        assert!(start.elapsed().as_secs() < 60, "the quota does not hold");
+    }
+    let run = world.refused(&["exceeded quota"]);
+    assert!(!run.err.contains("can-i"), "it is no missing right: {}", run.err);
+}
+
+/// A kubeconfig that does not work: what it says of the cluster and of the user, and what is told then.
+type Broken = (&'static str, fn(&World<'_>) -> (String, Value), &'static str);
+
+#[test]
+fn a_kubeconfig_that_does_not_work_is_told() {
+    let cases: [Broken; 3] = [
+        (
+            "a made-up token",
+            |world| (world.cluster.url(), json!({ "token": "made.up.token" })),
+            "Unauthorized",
+        ),
+        (
+            "no such file",
+            |world| (world.cluster.url(), json!({ "tokenFile": world.node.path("absent") })),
+            "absent",
+        ),
+        // The emulated AWS speaks no TLS.
+        (
+            "another server",
+            |world| (format!("https://127.0.0.1:{}", world.node.aws.port()), json!({ "token": "a.b.c" })),
+            "the API server cannot be reached",
+        ),
+    ];
+    for (what, user, said) in cases {
+        let Some(mut world) = World::new() else { return };
+        let (url, user) = user(&world);
+        let kubeconfig = world.cluster.kubeconfig_at(&crate::cluster::unique("broken"), &url, &user);
+        world.node.set("KUBECONFIG", kubeconfig.to_str().unwrap());
+        let run = world.refused(&[said]);
+        assert!(!run.err.contains("made.up.token"), "{what}: a token is shown");
+    }
+}
+
+#[test]
+fn without_any_way_to_an_api_server_the_auth_file_is_written() {
+    let Some(mut world) = World::new() else { return };
+    world.node.unset("KUBECONFIG");
+    world.refused(&["KUBECONFIG"]);
+    world.node.set("KUBECONFIG", world.node.path("absent").to_str().unwrap());
+    world.refused(&["absent"]);
+}
+
+#[test]
+fn a_kubeconfig_that_is_spoilt_shows_nothing_of_itself() {
+    let Some(mut world) = World::new() else { return };
+    let kubeconfig = |user: &str| {
+        format!(
+            "clusters:\n- name: c\n  cluster: {{ server: \"https://127.0.0.1:1\" }}\ncontexts:\n- name: c\n  \
+             context: {{ cluster: c, user: u }}\ncurrent-context: c\nusers:\n- name: u\n  user:\n    {user}\n"
+        )
+    };
+    let exec = |command: &str| {
+        let api = "client.authentication.k8s.io/v1";
+        kubeconfig(&format!(
+            "exec: {{ apiVersion: {api}, command: sh, interactiveMode: Never, args: [\"-c\", \"{command}\"] }}"
+        ))
+    };
+    let cases = [
+        (kubeconfig("token: SECRETPASSWORD\n   bad: ["), "cannot be parsed, line"),
+        (kubeconfig("token: [SECRETPASSWORD]"), "cannot be parsed, line 11"),
+        (kubeconfig("SECRETPASSWORD"), "cannot be parsed, line"),
+        (kubeconfig("token: \"SECRETPASSWORD\\nand more\""), "token has characters that no token has"),
+        (
+            kubeconfig("client-certificate-data: SECRETPASSWORD\n    client-key-data: SECRETPASSWORD"),
+            "client",
+        ),
+        (exec("echo SECRETPASSWORD; exit 3"), "command ended with exit status: 3"),
+        (exec("echo SECRETPASSWORD"), "command wrote no credential"),
+    ];
+    for (text, said) in cases {
+        world.node.write("kubeconfig", &text);
+        world.node.set("KUBECONFIG", world.node.path("kubeconfig").to_str().unwrap());
+        // Nor at any level of the log. A run that shows `SECRETPASSWORD` fails, and so does one that panics.
+        let run = world.once(&["--timeout", "1s", "--log-level", "trace"]).expect(6, &[said]);
+        assert!(!run.err.contains("panicked"), "{}", run.err);
+    }
+}
+
+#[test]
+fn a_certificate_of_another_authority_is_refused() {
+    let Some(mut world) = World::new() else { return };
+    let kubeconfig = std::fs::read_to_string(world.account.kubeconfig_with(&world.token)).unwrap();
+    let mut kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
+    kubeconfig["clusters"][0]["cluster"].as_object_mut().unwrap().remove("certificate-authority");
+    world.node.write("kubeconfig", &kubeconfig.to_string());
+    world.node.set("KUBECONFIG", world.node.path("kubeconfig").to_str().unwrap());
+    world.refused(&["certificate"]);
+}
+
+#[test]
+fn names_that_are_none_and_options_that_contradict_are_usage_errors() {
+    let node = crate::node::Node::new();
+    let cases: [(&[&str], &str); 12] = [
+        (&["--pull-secret", "ecr-creds"], "NAMESPACE/NAME"),
+        (&["--pull-secret", "Team/ecr-creds"], "Team"),
+        (&["--pull-secret", "team/ecr_creds"], "ecr_creds"),
+        (&["--pull-secret", "team/a/b"], "team/a/b"),
+        (&["--pull-secret", "team/a", "--pull-secret", "team/a"], "twice"),
+        (&["--pull-secret", "team-*/ecr-creds"], "--no-auth-file"),
+        (&["--no-auth-file"], "--pull-secret"),
+        (&["--no-auth-file", "--auth-file", "/tmp/x", "--pull-secret", "team/a"], "--auth-file"),
+        (&["--no-auth-file", "--pull-secret-selector", "ecr=yes"], "--pull-secret-name"),
+        (&["--no-auth-file", "--pull-secret-name", "a", "--pull-secret", "team/a"], "--pull-secret-selector"),
+        (&["--once", "--patch-service-account", "default"], "--pull-secret"),
+        (&["--pull-secret", "team/a", "--patch-service-account", "default"], "--no-auth-file"),
+    ];
+    for (arguments, said) in cases {
+        node.run(arguments).expect(2, &[said]);
+    }
+}

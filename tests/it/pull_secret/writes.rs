@@ -1,0 +1,355 @@
+//! What it writes, and what it leaves as it was.
+
+use super::{NAME, TYPE, World, config, foreign_data, version};
+use crate::cluster::Api;
+use crate::node::{FOREIGN, HOST, Node};
+use ecr_emulator::{Api as Aws, Fault, Times};
+use jiff::SignedDuration;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread;
+
+const OTHER: &str = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
+
+#[test]
+fn a_missing_secret_is_made() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    world.node.assert_latest_token(HOST);
+    let secret = world.assert_latest(HOST);
+    assert_eq!(secret["type"], TYPE);
+    assert_eq!(secret["data"].as_object().unwrap().len(), 1, "{secret}");
+    let expires_at = world.node.aws.issued().last().unwrap().expires_at;
+    let told: jiff::Timestamp =
+        secret["metadata"]["annotations"]["ecr-node-agent/expires-at"].as_str().unwrap().parse().unwrap();
+    assert_eq!(told.as_second(), expires_at.as_second());
+    let managers = secret["metadata"]["managedFields"].as_array().unwrap();
+    assert!(managers.iter().all(|manager| manager["manager"] == "ecr-node-agent"), "{managers:?}");
+}
+
+#[test]
+fn no_annotation_holds_the_token() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let secret = world.secret().unwrap();
+    let metadata = secret["metadata"].to_string();
+    for secret in world.node.aws.secrets() {
+        assert!(!metadata.contains(&secret[..24.min(secret.len())]), "a secret is shown");
+    }
+}
+
+/// Makes a secret as others do: the world, and what kubectl may be told.
+type Maker = (&'static str, fn(&World<'_>));
+
+#[test]
+fn one_of_somebody_elses_is_taken_over_in_place() {
+    let makers: [Maker; 4] = [
+        ("kubectl create", |world| {
+            world.cluster.kubectl(&[
+                "create",
+                "secret",
+                "docker-registry",
+                NAME,
+                "--namespace",
+                &world.namespace,
+                "--docker-server",
+                HOST,
+                "--docker-username=AWS",
+                "--docker-password=OLDSECRETPASSWORD",
+            ]);
+        }),
+        ("kubectl apply", |world| {
+            let secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "type": TYPE, "data": foreign_data(),
+                "metadata": { "name": NAME, "namespace": world.namespace },
+            });
+            world.cluster.kubectl_with(&["apply", "--filename=-"], &secret.to_string());
+        }),
+        ("kubectl apply --server-side", |world| {
+            let secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "type": TYPE, "data": foreign_data(),
+                "metadata": { "name": NAME, "namespace": world.namespace },
+            });
+            world.cluster.kubectl_with(&["apply", "--server-side", "--filename=-"], &secret.to_string());
+        }),
+        ("another client", |world| {
+            world.put(&json!({ "type": TYPE, "data": foreign_data() }));
+        }),
+    ];
+    for (what, make) in makers {
+        let Some(world) = World::new() else { return };
+        make(&world);
+        let patch = json!({
+            "metadata": {
+                "labels": { "app.kubernetes.io/managed-by": "team-a" },
+                "annotations": { "note": "not ours" },
+                "finalizers": ["example.com/kept"],
+            },
+            "data": { "more": "a2VwdA==" },
+        });
+        let before = world.cluster.api().patch(&world.path(), &patch).unwrap();
+
+        world.once(&[]).expect(0, &[]);
+        let after = world.assert_latest(HOST);
+        assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"], "{what}");
+        assert_eq!(after["metadata"]["creationTimestamp"], before["metadata"]["creationTimestamp"], "{what}");
+        assert_eq!(after["metadata"]["labels"], before["metadata"]["labels"], "{what}");
+        assert_eq!(after["metadata"]["finalizers"], before["metadata"]["finalizers"], "{what}");
+        assert_eq!(after["data"]["more"], "a2VwdA==", "{what}");
+        let annotations = after["metadata"]["annotations"].as_object().unwrap();
+        for (name, value) in before["metadata"]["annotations"].as_object().unwrap() {
+            assert_eq!(annotations.get(name), Some(value), "{what}");
+        }
+        assert!(annotations.contains_key("ecr-node-agent/expires-at"), "{what}");
+
+        // From then on it is like one of ours.
+        world.once(&[]).expect(0, &[]);
+        let later = world.assert_latest(HOST);
+        assert_eq!(later["metadata"]["uid"], before["metadata"]["uid"], "{what}");
+        assert_eq!(later["data"]["more"], "a2VwdA==", "{what}");
+        let finalizers = json!({ "metadata": { "finalizers": null } });
+        world.cluster.api().patch(&world.path(), &finalizers).unwrap();
+    }
+}
+
+/// Starts the agent of a node, and waits until it has looked at the secret and decided.
+fn look(world: &World<'_>) {
+    let gets = || world.requests().iter().filter(|request| request.verb == "get").count();
+    let before = gets();
+    let agent = world.start(&[]);
+    agent.wait("a look at the secret", || gets() > before);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn a_node_leaves_a_secret_that_is_as_it_should_be() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let before = version(&world.secret().unwrap());
+    for _ in 0..3 {
+        look(&world);
+    }
+    assert_eq!(version(&world.secret().unwrap()), before);
+    // Another node, with a token of its own, that is not much better.
+    let mut other = Node::new();
+    other.set("KUBECONFIG", world.account.kubeconfig_with(&world.token).to_str().unwrap());
+    let gets = world.requests().len();
+    let agent = other.start(&["--pull-secret", &world.named()]);
+    agent.wait("the auth file", || other.auth_file().exists());
+    agent.wait("a look at the secret", || world.requests().len() > gets);
+    agent.stop().expect(0, &[]);
+    other.assert_latest_token(HOST);
+    assert_eq!(version(&world.secret().unwrap()), before);
+}
+
+#[test]
+fn a_node_writes_what_is_wrong_though_its_token_is_good() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let good = world.secret().unwrap();
+    let end = |end: &str| json!({ "ecr-node-agent/expires-at": end });
+    let damages = [
+        ("somebody else's docker config", json!({ "data": foreign_data() })),
+        ("an empty docker config", json!({ "data": { ".dockerconfigjson": "e30=" } })),
+        ("no annotations", json!({ "metadata": { "annotations": null } })),
+        ("an end that is no time", json!({ "metadata": { "annotations": end("soon") } })),
+        ("an end far away", json!({ "metadata": { "annotations": end("2099-01-01T00:00:00Z") } })),
+    ];
+    for (what, mut damage) in damages {
+        if !damage["metadata"]["annotations"].is_null() || damage["metadata"].is_null() {
+            // Not a short while after it was written: that would be a fight, which is put off.
+            let long_ago = (world.node.aws.now() - SignedDuration::from_hours(1)).to_string();
+            damage["metadata"]["annotations"]["ecr-node-agent/written-at"] = json!(long_ago);
+        }
+        world.cluster.api().patch(&world.path(), &damage).unwrap();
+        let spoilt = version(&world.secret().unwrap());
+        let agent = world.start(&[]);
+        agent.wait(what, || version(&world.secret().unwrap()) != spoilt);
+        agent.stop().expect(0, &[]);
+        let secret = world.assert_latest(HOST);
+        assert_eq!(secret["metadata"]["uid"], good["metadata"]["uid"], "{what}");
+        let told = &secret["metadata"]["annotations"]["ecr-node-agent/expires-at"];
+        assert_eq!(*told, good["metadata"]["annotations"]["ecr-node-agent/expires-at"], "{what}");
+    }
+    assert_eq!(world.node.aws.issued().len(), 1, "ECR was asked for nothing");
+}
+
+#[test]
+fn a_reader_never_misses_the_secret_while_it_is_refreshed() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let uid = world.secret().unwrap()["metadata"]["uid"].clone();
+    let refreshing = Mutex::new(());
+    let (reads, seen) = thread::scope(|scope| {
+        // Let go of at the end, however that comes.
+        let at_it = refreshing.lock().unwrap();
+        let reader = scope.spawn(|| {
+            // A connection of its own: nothing slows it down.
+            let api = Api::new(&world.cluster.admin());
+            let (mut reads, mut seen) = (0, BTreeSet::new());
+            while refreshing.try_lock().is_err() {
+                let secret = api.get(&world.path()).expect("the secret is missing");
+                assert_eq!(secret["metadata"]["uid"], uid);
+                assert_eq!(secret["type"], TYPE);
+                let config = config(&secret);
+                assert_eq!(config["auths"].as_object().unwrap().len(), 1, "{config}");
+                seen.insert(config["auths"][HOST]["auth"].as_str().unwrap().to_owned());
+                reads += 1;
+            }
+            (reads, seen)
+        });
+        for _ in 0..30 {
+            world.once(&[]).expect(0, &[]);
+        }
+        drop(at_it);
+        reader.join().unwrap()
+    });
+    crate::needs::tell(&format!("{reads} reads while it was refreshed saw {} tokens", seen.len()));
+    assert!(seen.len() > 20, "it was refreshed {} times only", seen.len());
+    let issued = world.node.aws.issued();
+    for token in seen {
+        assert!(issued.iter().any(|issued| issued.token_base64 == token), "a token that ECR never gave");
+    }
+}
+
+#[test]
+fn a_dry_run_says_what_would_change_and_changes_nothing() {
+    let Some(world) = World::new() else { return };
+    let named = world.named();
+    world.once(&["--dry-run"]).expect(0, &[&named]);
+    assert_eq!(world.secret(), None);
+
+    let before = world.put(&json!({ "type": TYPE, "data": foreign_data() }));
+    world.once(&["--dry-run"]).expect(0, &[&named]);
+    assert_eq!(version(&world.secret().unwrap()), version(&before));
+    assert!(!world.node.auth_file().exists());
+    // The API server was asked whether it would take it, and to do nothing.
+    let requests = world.requests();
+    assert!(requests.iter().all(|request| request.verb == "get" || request.dry_run), "{requests:?}");
+}
+
+#[test]
+fn every_registry_is_in_the_secret_and_nothing_from_the_auth_file() {
+    let Some(world) = World::new() else { return };
+    world.node.write("kubelet/config.json", FOREIGN);
+    world.once(&["--registry", HOST, "--registry", OTHER]).expect(0, &[]);
+    let config = config(&world.secret().unwrap());
+    assert_eq!(config["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [HOST, OTHER]);
+
+    // One that is no longer asked for goes.
+    world.once(&["--registry", OTHER]).expect(0, &[]);
+    let config = super::config(&world.secret().unwrap());
+    assert_eq!(config["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [OTHER]);
+}
+
+#[test]
+fn the_kubelet_takes_what_is_in_the_secret() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let secret = world.secret().unwrap();
+    let data = secret["data"][".dockerconfigjson"].as_str().unwrap();
+    let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap();
+    let parsed = ecr_node_agent::docker_config::document::parse(&bytes);
+    assert!(parsed.is_ok_and(|parsed| parsed.spoilt.is_empty()), "the kubelet refuses it");
+}
+
+#[test]
+fn all_secrets_of_a_round_hold_the_same() {
+    let Some(world) = World::new() else { return };
+    let others: Vec<String> = (0..3)
+        .map(|_| {
+            let namespace = world.cluster.namespace("team");
+            for rule in super::node_rights(&namespace) {
+                world.account.may(rule);
+            }
+            namespace
+        })
+        .collect();
+    let named: Vec<String> = others.iter().map(|namespace| format!("{namespace}/{NAME}")).collect();
+    let more: Vec<&str> = named.iter().flat_map(|named| ["--pull-secret", named]).collect();
+    world.once(&more).expect(0, &[]);
+    let data = world.assert_latest(HOST)["data"].clone();
+    for namespace in &others {
+        let secret = super::secret(world.cluster, namespace).expect("no secret is there");
+        assert_eq!(secret["data"], data, "{namespace}");
+    }
+}
+
+#[test]
+fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
+    let Some(world) = World::new() else { return };
+    let rule = crate::cluster::Rule {
+        namespace: Some(&world.namespace),
+        verbs: "delete",
+        resource: "secrets",
+        name: Some(NAME),
+    };
+    let file = world.node.auth_file();
+    let file = file.to_str().unwrap();
+    let named = world.named();
+    world.once(&[]).expect(0, &[]);
+
+    world.node.run(&["remove", "--auth-file", file]).expect(0, &[]);
+    world.assert_latest(HOST);
+    world.once(&[]).expect(0, &[]);
+
+    // The right to delete is not among those that an agent has.
+    world
+        .node
+        .run(&["remove", "--auth-file", file, "--pull-secret", &named])
+        .expect(6, &["auth can-i delete", NAME, &world.namespace]);
+    assert!(world.secret().is_some());
+    assert!(!world.node.auth_file().exists(), "the auth file did not wait for that");
+
+    world.account.may(rule);
+    world
+        .node
+        .run(&["remove", "--auth-file", file, "--pull-secret", &named, "--dry-run"])
+        .expect(0, &[&named]);
+    assert!(world.secret().is_some());
+    world.node.run(&["remove", "--auth-file", file, "--pull-secret", &named]).expect(0, &[&named]);
+    assert_eq!(world.secret(), None);
+    // There is nothing left to do.
+    world.node.run(&["remove", "--auth-file", file, "--pull-secret", &named]).expect(0, &[]);
+
+    let before = world.put(&json!({ "type": TYPE, "data": foreign_data() }));
+    world.node.run(&["remove", "--auth-file", file, "--pull-secret", &named]).expect(0, &[]);
+    assert_eq!(version(&world.secret().unwrap()), version(&before));
+}
+
+#[test]
+fn one_secret_that_fails_does_not_keep_the_others_from_being_served() {
+    let Some(world) = World::new() else { return };
+    let missing = crate::cluster::unique("missing");
+    let refused = world.cluster.namespace("refused");
+    let (missing, refused) = (format!("{missing}/{NAME}"), format!("{refused}/{NAME}"));
+    let before: Vec<&str> = vec!["--pull-secret", &missing, "--pull-secret", &refused, "--timeout", "3s"];
+    world.once(&before).expect(6, &[&missing, &refused]);
+    world.assert_latest(HOST);
+    world.node.assert_latest_token(HOST);
+}
+
+#[test]
+fn variables_name_secrets_as_options_do() {
+    let Some(mut world) = World::new() else { return };
+    let named = world.named();
+    world.node.set("ECR_NODE_AGENT_PULL_SECRET", &named);
+    world.node.once(&[]).expect(0, &[]);
+    world.assert_latest(HOST);
+}
+
+#[test]
+fn a_failed_ecr_leaves_the_secret_as_it_is() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let before = version(&world.secret().unwrap());
+    world.node.aws.fail(Aws::Ecr, denied(), Times::Always);
+    world.once(&["--timeout", "2s"]).expect(4, &[]);
+    assert_eq!(version(&world.secret().unwrap()), before);
+}
+
+fn denied() -> Fault {
+    let code = "AccessDeniedException".to_owned();
+    Fault::Error { status: 400, code, message: "not authorized".to_owned() }
+}
