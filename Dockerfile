@@ -18,10 +18,10 @@ WORKDIR /src
 # No cache mounts: a layer can be kept by any builder, they stay behind on one machine.
 COPY Cargo.toml Cargo.lock ./
 COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
-RUN mkdir -p src benches tests/ecr-emulator/src \
+RUN mkdir -p src benches examples tests/ecr-emulator/src \
     && echo '//! Empty.' >src/lib.rs \
     && echo '//! Empty.' >tests/ecr-emulator/src/lib.rs \
-    && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs benches/idle.rs >benches/refresh.rs \
+    && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs examples/pack.rs benches/idle.rs >benches/refresh.rs \
     && cargo build --package ecr-node-agent --bin ecr-node-agent --release --locked
 
 COPY src src
