@@ -9,8 +9,11 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of other programs that the documentation names.
-const FOREIGN: [&str; 4] = [
+const FOREIGN: [&str; 7] = [
     "--create-namespace",
+    "--data-dir",
+    "--kubelet-arg",
+    "--kubelet-root-dir",
     "--image-credential-provider-config",
     "--image-credential-provider-bin-dir",
     "--root-dir",
