@@ -17,6 +17,7 @@ mod hostpath;
 mod link;
 mod manifests;
 mod merge;
+mod migration;
 mod needs;
 mod node;
 mod oracle;
