@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::Command;
 use std::thread::sleep;
@@ -76,7 +77,9 @@ fn document(node: &Node) -> Option<Value> {
 }
 
 fn has_our_token(node: &Node) -> bool {
-    let token = node.aws.issued().last().unwrap().token_base64.clone();
+    let Some(token) = node.aws.issued().last().map(|issued| issued.token_base64.clone()) else {
+        return false;
+    };
     document(node).is_some_and(|document| document["auths"][HOST] == json!({ "auth": token }))
 }
 
@@ -528,4 +531,52 @@ fn an_expired_public_entry_of_an_earlier_run_goes() {
     let agent = node.start(&["--registry", public]);
     agent.wait("its removal", || document(&node).is_some_and(|it| it["auths"].get(public).is_none()));
     agent.stop().expect(0, &[]);
+}
+
+/// A pipe that has room for nothing more.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 16)).unwrap();
+    writer.write_all(&vec![b'.'; usize::try_from(size).unwrap()]).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let node = Node::with_auth_file(FOREIGN);
+    let (mut reader, writer) = full_pipe();
+    let agent = node.start_logging_to(writer.into());
+    agent.wait("our token", || has_our_token(&node));
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token once more", || has_our_token(&node));
+    // Somebody reads again, and learns that something is missing.
+    let mut said = vec![0; 1 << 16];
+    reader.read_exact(&mut said).unwrap();
+    agent.signal(Signal::SIGHUP);
+    agent.wait("another call", || node.aws.count(Api::Ecr) == 2);
+    while !String::from_utf8_lossy(&said).contains("refreshing now") {
+        let mut more = [0; 4096];
+        let length = reader.read(&mut more).unwrap();
+        assert!(length > 0, "it has ended");
+        said.extend_from_slice(&more[..length]);
+    }
+    let said = String::from_utf8_lossy(&said[1 << 16..]).into_owned();
+    let first: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert!(first["message"].as_str().unwrap().ends_with("log lines were lost: nobody read them"), "{said}");
+    // Nobody ever will.
+    drop(reader);
+    agent.signal(Signal::SIGHUP);
+    agent.wait("a third call", || node.aws.count(Api::Ecr) == 3);
+    agent.stop().expect(0, &[]);
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_stop() {
+    let node = Node::with_auth_file(FOREIGN);
+    let (_reader, writer) = full_pipe();
+    let agent = node.start_logging_to(writer.into());
+    agent.wait("our token", || has_our_token(&node));
+    let start = Instant::now();
+    agent.stop().expect(0, &[]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }

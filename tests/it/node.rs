@@ -221,21 +221,31 @@ impl Node {
     /// As [`Self::start`], by a wrapper that becomes the program.
     pub fn start_under(&self, wrapper: &[&str], more: &[&str]) -> Running<'_> {
         let auth_file = self.auth_file();
-        let arguments =
-            [&["--auth-file", auth_file.to_str().unwrap(), "--log-level", "debug"], more].concat();
-        self.launch(wrapper, &arguments)
+        self.launch(
+            wrapper,
+            &[&["--auth-file", auth_file.to_str().unwrap(), "--log-level", "debug"], more].concat(),
+        )
     }
 
     /// Starts the agent with just these arguments.
     pub fn launch(&self, wrapper: &[&str], arguments: &[&str]) -> Running<'_> {
-        let (file, log) = tempfile::Builder::new()
-            .prefix("agent-")
-            .suffix(".log")
-            .tempfile_in(&self.root)
-            .unwrap()
-            .keep()
-            .unwrap();
-        let child = self.command(wrapper, arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let (file, log) = self.log();
+        self.spawn(wrapper, arguments, file.into(), log)
+    }
+
+    /// As [`Self::start`], with its log going elsewhere: what it says stays unknown here.
+    pub fn start_logging_to(&self, log: Stdio) -> Running<'_> {
+        let auth_file = self.auth_file();
+        self.spawn(&[], &["--auth-file", auth_file.to_str().unwrap()], log, self.log().1)
+    }
+
+    fn log(&self) -> (std::fs::File, PathBuf) {
+        let log = tempfile::Builder::new().prefix("agent-").suffix(".log").tempfile_in(&self.root).unwrap();
+        log.keep().unwrap()
+    }
+
+    fn spawn(&self, wrapper: &[&str], arguments: &[&str], stderr: Stdio, log: PathBuf) -> Running<'_> {
+        let child = self.command(wrapper, arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
         Running { node: self, child, log }
     }
 }
