@@ -18,8 +18,9 @@ use crate::report::metrics::{Metrics, Outcome, Reason};
 use crate::report::serve::{Query, serve};
 use crate::report::supervisor;
 use crate::schedule::{Life, retry_delay, throttled_delay};
-use crate::settings::{Daemon, Settings};
+use crate::settings::{Daemon, Rule, Settings};
 use crate::target::auth_file::{AuthFile, Effect, Manner};
+use crate::trigger::mounts::Mounts;
 use crate::trigger::signal::{Asked, Signals};
 use crate::trigger::timer::{Deadline, Now, Timer};
 use crate::trigger::watch::{Interests, Seen, Watch};
@@ -88,6 +89,8 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
             }
         }
     }
+    let mounts =
+        Mounts::listen().inspect_err(|error| warn!(%error, "mounts that come later are not noticed")).ok();
     let mut agent = Agent::new(settings, daemon, metrics, tokens);
     info!("started");
     let watchdog = supervisor::ready();
@@ -105,6 +108,12 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
         let seen = async {
             match &agent.watch {
                 Some(watch) => watch.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mounted = async {
+            match &mounts {
+                Some(mounts) => mounts.changed().await,
                 None => std::future::pending().await,
             }
         };
@@ -128,6 +137,10 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
                 };
             },
             seen = seen => agent.seen(seen, clock::both()),
+            mounted = mounted => match mounted {
+                Ok(()) => agent.mounted(clock::both()),
+                Err(error) => return failed(&error, Ending::Unexpected),
+            },
             Some(answer) = agent.attempts.join_next() => match answer {
                 Ok(answer) => agent.take(answer, clock::both()),
                 Err(error) => return failed(&error, Ending::Unexpected),
@@ -234,6 +247,10 @@ struct Agent {
     watched: Vec<(PathBuf, OsString)>,
     watch: Option<Watch>,
     watch_again: Option<Deadline>,
+    /// When the mounts are looked at, since they have changed.
+    mounts_next: Option<Deadline>,
+    /// When, by the time since boot, that was done last.
+    mounts_seen: Option<Duration>,
 }
 
 impl Agent {
@@ -265,6 +282,8 @@ impl Agent {
             watched: Vec::new(),
             watch: None,
             watch_again: None,
+            mounts_next: None,
+            mounts_seen: None,
         }
     }
 
@@ -327,6 +346,9 @@ impl Agent {
         if let Some(again) = self.watch_again {
             at(again);
         }
+        if let Some(next) = self.mounts_next {
+            at(next);
+        }
         next
     }
 
@@ -346,6 +368,9 @@ impl Agent {
     }
 
     fn start_what_is_due(&mut self, now: Now) {
+        if self.mounts_next.is_some_and(|next| now.is_past(next)) {
+            self.look_at_mounts(now);
+        }
         if self.watch_again.is_some_and(|again| now.is_past(again)) {
             self.look_around(now);
             self.files.iter_mut().for_each(|kept| kept.upkeep.look(now));
@@ -413,6 +438,25 @@ impl Agent {
         }
     }
 
+    /// Something was mounted or unmounted somewhere: on a busy node that is every pod.
+    fn mounted(&mut self, now: Now) {
+        let last = self.mounts_seen.map_or(Duration::ZERO, |last| last + WATCH_PAUSE);
+        self.mounts_next.get_or_insert(now.after(last.saturating_sub(now.boot)));
+    }
+
+    /// Sets the watch up again if it was something over what is watched.
+    fn look_at_mounts(&mut self, now: Now) {
+        self.mounts_next = None;
+        self.mounts_seen = Some(now.boot);
+        if self.watch.as_ref().is_some_and(Watch::is_elsewhere) {
+            info!("a watched directory is another one now, and is watched instead");
+            self.watch_again = Some(now.after(Duration::ZERO));
+        } else if self.blind {
+            // What is missing may be there now.
+            self.watch_again = Some(now.after(Duration::ZERO));
+        }
+    }
+
     /// New credentials may be there. They are read anew for every attempt, so there is nothing to forget, and nothing to do
     /// unless somebody waits for them. Not more often than every ten seconds: what finds the credentials may touch the very
     /// files that are watched.
@@ -472,7 +516,7 @@ impl Agent {
             let token = tokens.max_by_key(|token| token.expires_at);
             let next = match &token {
                 Some(token) => {
-                    let due = due(&self.daemon, token);
+                    let due = due(&self.daemon.rule, token);
                     let (source, expires_at) = (&question.source, token.expires_at);
                     info!(%source, %expires_at, next_refresh = %due, "a good token of ours is in place");
                     now.until(due)
@@ -675,7 +719,7 @@ impl Post {
                 if !again {
                     self.reason = Reason::Deadline;
                 }
-                let due = due(daemon, &token);
+                let due = due(&daemon.rule, &token);
                 let soonest = now.after(self.pause(now));
                 self.next = if again { soonest } else { now.until(due).later(soonest) };
                 debug!(next_refresh = %due, "scheduled");
@@ -769,9 +813,9 @@ fn given_up() -> Refusal {
     Refusal::Unavailable { said: format!("nothing came within {} s", ATTEMPT.as_secs()) }
 }
 
-fn due(daemon: &Daemon, token: &Token) -> Timestamp {
+fn due(rule: &Rule, token: &Token) -> Timestamp {
     let life = Life { fetched_at: token.fetched_at, expires_at: token.expires_at };
-    daemon.rule.due(life, fastrand::f64())
+    rule.due(life, fastrand::f64())
 }
 
 /// The token that a file holds for a question, where it is marked as ours, from this source, and good.

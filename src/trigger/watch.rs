@@ -8,6 +8,7 @@ use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -82,9 +83,18 @@ impl Interests {
 /// A watch on directories.
 #[derive(Debug)]
 pub struct Watch {
+    /// The directories, and which ones they were.
+    directories: Vec<(PathBuf, Option<Identity>)>,
     // Its thread ends with it.
     _watcher: RecommendedWatcher,
     board: Arc<Board>,
+}
+
+/// What tells a directory from another one of the same name: device and inode.
+type Identity = (u64, u64);
+
+fn identity(directory: &Path) -> Option<Identity> {
+    std::fs::metadata(directory).ok().map(|it| (it.dev(), it.ino()))
 }
 
 /// Where the watching thread leaves what it saw.
@@ -115,7 +125,17 @@ impl Watch {
         for directory in &directories {
             watcher.watch(directory, RecursiveMode::NonRecursive)?;
         }
-        Ok(Self { _watcher: watcher, board })
+        let directories = directories.into_iter().map(|directory| {
+            let identity = identity(&directory);
+            (directory, identity)
+        });
+        Ok(Self { directories: directories.collect(), _watcher: watcher, board })
+    }
+
+    /// Whether a directory is another one than the one that is watched, since something was mounted over it, or went.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.directories.iter().any(|(directory, then)| identity(directory) != *then)
     }
 
     /// What is seen next. May be dropped while it waits.

@@ -212,6 +212,47 @@ fn a_directory_that_is_replaced_is_watched_again() {
     assert_eq!(node.aws.count(Api::Ecr), 1);
 }
 
+#[test]
+fn a_disk_that_is_mounted_later_is_written_to_and_watched() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let node = served();
+    let agent = node.start_under(&["unshare", "--mount", "--propagation", "private"], &[]);
+    agent.wait_for("already as it should be", 1);
+    let root = node.path("kubelet");
+    let inside = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", &agent.pid().to_string(), program]).args(arguments).arg(&root);
+        assert!(command.status().unwrap().success(), "{program}");
+    };
+    // As the agent sees it.
+    let file = || {
+        let seen = format!("/proc/{}/root{}", agent.pid(), node.auth_file().display());
+        fs::read_to_string(seen).is_ok_and(|text| text.contains(HOST))
+    };
+    let remove = || {
+        let seen = format!("/proc/{}/root{}", agent.pid(), node.auth_file().display());
+        fs::remove_file(seen).unwrap();
+    };
+    inside("mount", &["-t", "tmpfs", "tmpfs"]);
+    agent.wait("our token on the new disk", file);
+    agent.wait_for("is another one now", 1);
+    agent.wait_for("it was repaired", 1);
+    remove();
+    agent.wait("our token once more", file);
+    agent.wait_for("it was repaired", 2);
+    // And when it goes, the one below counts again.
+    inside("umount", &[]);
+    agent.wait_for("is another one now", 2);
+    agent.wait("the file below", file);
+    fs::remove_file(node.auth_file()).unwrap();
+    agent.wait("our token below", file);
+    let run = agent.stop().expect(0, &[]);
+    assert!(!run.err.contains("once a minute"), "{}", run.err);
+    assert_eq!(node.aws.count(Api::Ecr), 1);
+}
+
 /// A limit on inotify, in a user namespace of the agent's own, as a node that has reached it shows it to everybody.
 fn limited(limit: &str) -> String {
     format!("echo 0 >/proc/sys/user/{limit} && exec \"$@\"")
