@@ -4,7 +4,7 @@
 //! clock, the same figures on every run. What they mean is written down in `docs/fleet.md`.
 #![expect(clippy::print_stdout, reason = "it exists to print")]
 
-use ecr_node_agent::schedule::{Interval, Life, retry_delay, throttled_delay};
+use ecr_node_agent::schedule::{Interval, Life, retry_delay, throttled_delay, throttled_delay_within};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
@@ -28,7 +28,7 @@ const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(12);
 const STEADY_END: u64 = 72;
 /// In the middle of the seventh round of refreshes, so that most of the nodes are left behind.
 const OUTAGE: Range<u64> = 74..76;
-/// The worst that can happen: the first round, when the rollout's crowd is still as dense as it was served.
+/// The first round of refreshes. Were the rollout's crowd as dense by then as it was served, it would be the worst.
 const WORST_OUTAGE: Range<u64> = 10..12;
 const RESTART: u64 = 96;
 const END: u64 = 120;
@@ -46,6 +46,12 @@ fn main() -> ExitCode {
         "\nRollout: within 3 s, were being throttled a failure like any other. No target, a comparison."
     );
     rollouts(&[1_000, 10_000, 100_000], 3, true);
+    println!("\n`--once`, started within 3 s, each node gives up after 60 s. No target. Worst of ten seeds.");
+    once(&[300, 1_000, 1_300, 2_000, 10_000]);
+    println!(
+        "\nOutages of 2 hours that begin at each hour from 62 to 72. No target. With the rule, and without it."
+    );
+    outages(&[1_000, 10_000, 100_000]);
 
     let mut charts = Vec::new();
     for nodes in [1_000, 10_000, 100_000] {
@@ -127,6 +133,8 @@ struct Node {
     first_throttled: Option<Duration>,
     /// Since the last success: what was left of the token at the first try that ECR could have served.
     left_at_first: Option<Duration>,
+    /// The last try was throttled.
+    throttled: bool,
     /// Failed in the outage, and not served since.
     behind: bool,
 }
@@ -155,6 +163,8 @@ struct Fleet {
     start_within: u64,
     /// Being throttled is a failure like any other: what the rule is compared with.
     plain: bool,
+    /// Whoever was throttled draws the next refresh from a wider part of the interval, as the agent does.
+    thinned: bool,
     /// When ECR is away, in hours.
     outage: Range<u64>,
     rng: Rng,
@@ -177,6 +187,7 @@ impl Fleet {
             nodes: vec![Node::default(); index(u64::from(nodes))],
             start_within,
             plain: false,
+            thinned: true,
             outage: OUTAGE,
             rng: Rng::with_seed(seed),
             bucket: Bucket::full(),
@@ -224,6 +235,7 @@ impl Fleet {
             let random = self.rng.f64();
             let node = &mut self.nodes[number];
             node.failures = 0;
+            node.throttled = false;
             (node.first_throttled, node.left_at_first) = (None, None);
             let good = node.life.filter(|life| life.is_good(timestamp(start)));
             let due = good.map_or(start, |life| since_start(life.due(INTERVAL, random)).max(start));
@@ -249,6 +261,7 @@ impl Fleet {
         let random = self.rng.f64();
         if (hours(self.outage.start)..hours(self.outage.end)).contains(&now) {
             node.failures += 1;
+            node.throttled = false;
             node.behind = true;
             node.left_at_first = None;
             add(&mut self.refused, now, 1.0);
@@ -274,6 +287,7 @@ impl Fleet {
         let left_at_first = *node.left_at_first.get_or_insert(left);
         if !self.bucket.take(now) {
             node.failures += 1;
+            node.throttled = true;
             count.throttled += 1;
             add(&mut self.refused, now, 1.0);
             let first = if left.is_zero() { *node.first_throttled.get_or_insert(now) } else { now };
@@ -299,8 +313,9 @@ impl Fleet {
         self.gap(node, now);
         let fetched_at = timestamp(now);
         let life = Life { fetched_at, expires_at: fetched_at + TOKEN_LIFE };
+        let interval = if node.throttled && self.thinned { INTERVAL.after_a_crowd() } else { INTERVAL };
         *node = Node { life: Some(life), valid_until: since_start(life.expires_at), ..Node::default() };
-        since_start(life.due(INTERVAL, random))
+        since_start(life.due(interval, random))
     }
 
     /// When a queue that loses no permit, and that cannot tell those whom the outage left behind from those who have
@@ -369,6 +384,92 @@ fn rollouts(sizes: &[u32], start_within: u64, plain: bool) -> u32 {
         );
     }
     missed
+}
+
+/// What `--once` comes to, where a whole fleet boots with it.
+fn once(sizes: &[u32]) {
+    println!(
+        "    nodes    served  wasted a node    were being throttled a failure like any other:  served  wasted"
+    );
+    for &nodes in sizes {
+        let worst = |plain: bool| {
+            let runs = (0..10).map(|seed| once_each(nodes, plain, seed));
+            runs.fold((u32::MAX, 0), |worst, run| (worst.0.min(run.0), worst.1.max(run.1)))
+        };
+        let [ours, plain] = [false, true].map(worst);
+        let wasted = |calls: u32| f64::from(calls) / f64::from(nodes);
+        println!(
+            "{nodes:>9} {:>9} {:>14.2} {:>55} {:>7.2}",
+            ours.0,
+            wasted(ours.1),
+            plain.0,
+            wasted(plain.1)
+        );
+    }
+}
+
+/// How many are served, and how many calls are wasted.
+fn once_each(nodes: u32, plain: bool, seed: u64) -> (u32, u32) {
+    const TIMEOUT: Duration = Duration::from_mins(1);
+    let mut fleet = Fleet::new(nodes, 3, seed);
+    let mut ends: Vec<Duration> = vec![Duration::ZERO; fleet.nodes.len()];
+    fleet.queue.iter().for_each(|Reverse((start, number))| ends[*number] = *start + TIMEOUT);
+    let (mut served, mut wasted) = (0, 0);
+    while let Some(Reverse((now, number))) = fleet.queue.pop() {
+        if fleet.bucket.take(now) {
+            served += 1;
+            continue;
+        }
+        wasted += 1;
+        let random = fleet.rng.f64();
+        let node = &mut fleet.nodes[number];
+        node.failures += 1;
+        let remaining = ends[number].saturating_sub(now);
+        let since_first = now.saturating_sub(*node.first_throttled.get_or_insert(now));
+        let delay = if plain {
+            Some(retry_delay(node.failures, random)).filter(|delay| *delay < remaining)
+        } else {
+            throttled_delay_within(since_first, remaining, random)
+        };
+        fleet.queue.extend(delay.map(|delay| Reverse((now + delay, number))));
+    }
+    (served, wasted)
+}
+
+/// What an outage costs, whenever it begins, with crowds thinned out and without.
+fn outages(sizes: &[u32]) {
+    println!(
+        "    nodes            lost to crowding: mean, most    lost to the outage: mean, most    wasted, most"
+    );
+    for (&nodes, thinned) in sizes.iter().flat_map(|nodes| [(nodes, true), (nodes, false)]) {
+        let starts = 62..73;
+        let runs = starts.clone().map(|start| {
+            let mut fleet = Fleet::new(nodes, 3, u64::from(nodes));
+            (fleet.outage, fleet.thinned) = (start..start + 2, thinned);
+            let fleet = fleet.run(hours(RESTART));
+            let crowding: u32 = fleet.counts.iter().map(|count| count.lost_by_crowding).sum();
+            let [_, _, outage, _] = &fleet.counts;
+            (f64::from(crowding), whole(outage.lost_by_outage.len()), outage.wasted())
+        });
+        let runs: Vec<(f64, f64, f64)> = runs.collect();
+        let of = |part: fn(&(f64, f64, f64)) -> f64| {
+            let (sum, most) = runs.iter().map(part).fold((0.0, 0.0_f64), |so, it| (so.0 + it, so.1.max(it)));
+            (sum / whole(runs.len()), most)
+        };
+        let (crowding, outage, wasted) = (of(|run| run.0), of(|run| run.1), of(|run| run.2).1);
+        println!(
+            "{nodes:>9} {:<8} {:>22.0} {:>7.0} {:>25.0} {:>7.0} {wasted:>14.2}",
+            if thinned { "with" } else { "without" },
+            crowding.0,
+            crowding.1,
+            outage.0,
+            outage.1
+        );
+    }
+}
+
+fn whole(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 /// Targets are named for three sizes; the others are there to show what is between them.

@@ -715,11 +715,13 @@ impl Post {
                 tell_fetched(&token);
                 self.failures = 0;
                 self.throttled_since = None;
+                let crowded = matches!(self.refusal, Some(Refusal::Throttled { .. }));
                 self.refusal = None;
                 if !again {
                     self.reason = Reason::Deadline;
                 }
-                let due = due(&daemon.rule, &token);
+                let rule = if crowded { &daemon.rule.after_a_crowd() } else { &daemon.rule };
+                let due = due(rule, &token);
                 let soonest = now.after(self.pause(now));
                 self.next = if again { soonest } else { now.until(due).later(soonest) };
                 debug!(next_refresh = %due, "scheduled");

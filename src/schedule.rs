@@ -52,6 +52,16 @@ pub struct Interval {
     pub spread: SignedDuration,
 }
 
+impl Interval {
+    /// The same, for a node that was throttled before it got its token. Those who queued together would come back
+    /// together, and an outage at that time would leave all of them behind with tokens that are about to end. So such a
+    /// node draws its next refresh from the whole second half of the interval, and the crowd is gone after one round.
+    #[must_use]
+    pub fn after_a_crowd(self) -> Self {
+        Self { spread: self.spread.max(self.length / 2), ..self }
+    }
+}
+
 impl Life {
     /// The instant at which a token should be replaced: `interval` after it was handed out, or 30 minutes before its end
     /// where that is earlier, less a random part of the spread. A token that lives for less than two hours is
@@ -130,6 +140,17 @@ pub fn throttled_delay(since_first: Duration, left: Duration, random: f64) -> Du
     Duration::from_secs_f64(delay.min(LONGEST_THROTTLED_S))
 }
 
+/// As [`throttled_delay`], for a node without a token that gives up when `remaining` is over. A try that would come too late
+/// comes at any moment before; in the last second, none does.
+#[must_use]
+pub fn throttled_delay_within(since_first: Duration, remaining: Duration, random: f64) -> Option<Duration> {
+    let delay = throttled_delay(since_first, Duration::ZERO, random);
+    if delay < remaining {
+        return Some(delay);
+    }
+    (remaining >= Duration::from_secs(1)).then(|| remaining.mul_f64(random.clamp(0.0, 1.0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +180,25 @@ mod tests {
             let after = life(hours).due(interval, random).duration_since(life(hours).fetched_at);
             let due: SignedDuration = due.parse().unwrap();
             assert_eq!(after, due, "life {hours} h, interval {length}, spread {spread}, random {random}");
+        }
+    }
+
+    #[test]
+    fn after_a_crowd_a_refresh_comes_anywhere_in_the_second_half_of_the_interval() {
+        let cases = [
+            // interval, spread, random, due after
+            ("11h", "30m", 0.0, "11h"),
+            ("11h", "30m", 0.5, "8h15m"),
+            ("11h", "30m", 1.0, "5h30m"),
+            ("11h", "0s", 1.0, "5h30m"),
+            ("4h", "3h", 1.0, "2h"), // never in the first half of what is left alone
+            ("48h", "30m", 1.0, "5h45m"),
+        ];
+        for (length, spread, random, due) in cases {
+            let interval = Interval { length: length.parse().unwrap(), spread: spread.parse().unwrap() };
+            let after = life(12).due(interval.after_a_crowd(), random).duration_since(life(12).fetched_at);
+            let due: SignedDuration = due.parse().unwrap();
+            assert_eq!(after, due, "interval {length}, spread {spread}, random {random}");
         }
     }
 
@@ -214,6 +254,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_throttled_node_that_gives_up_soon_tries_once_more_before() {
+        let cases = [
+            // since the first, remaining, random, delay, all in seconds
+            (0.0, 60.0, 0.5, Some(24.0)),
+            (24.0, 36.0, 0.5, Some(18.0)), // 54 s is too late
+            (42.0, 18.0, 0.0, Some(12.0)),
+            (42.0, 18.0, 0.9, Some(16.2)),
+            (59.5, 0.5, 0.5, None),
+        ];
+        for (since, remaining, random, delay) in cases {
+            let [since_first, remaining] = [since, remaining].map(Duration::from_secs_f64);
+            let got = throttled_delay_within(since_first, remaining, random);
+            let got = got.map(|got| (got.as_secs_f64() * 1e6).round() / 1e6);
+            assert_eq!(got, delay, "since {since}, remaining {remaining:?}, random {random}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_throttled_node_never_storms_and_never_despairs(
@@ -223,6 +281,8 @@ mod tests {
             let without = throttled_delay(since, Duration::ZERO, random);
             prop_assert!(Duration::from_secs(3) <= without && without <= Duration::from_hours(1));
             prop_assert!(without <= since.max(Duration::from_secs(100)), "no more than it has waited already");
+            let within = throttled_delay_within(since, left, random);
+            prop_assert!(within.is_none_or(|delay| delay <= left), "not when it is too late");
             let with = throttled_delay(since, left + Duration::from_secs(3), random);
             prop_assert!(Duration::from_millis(500) <= with && with <= Duration::from_hours(1));
             prop_assert!(with < left + Duration::from_secs(3), "there is another try before its end");
@@ -239,6 +299,8 @@ mod tests {
             let due = life.due(interval, random);
             prop_assert!(fetched_at <= due && due < life.expires_at);
             prop_assert!(due <= life.due(interval, 0.0), "the spread never makes it later");
+            let crowded = life.due(interval.after_a_crowd(), random);
+            prop_assert!(fetched_at <= crowded && crowded <= due, "a crowd never makes it later");
         }
 
         #[test]

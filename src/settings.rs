@@ -64,6 +64,15 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The rule for a node that was throttled before it got its token. Whoever has named the times keeps them.
+    #[must_use]
+    pub fn after_a_crowd(&self) -> Self {
+        match self {
+            Self::Interval(interval) => Self::Interval(interval.after_a_crowd()),
+            Self::Schedule(..) => self.clone(),
+        }
+    }
+
     /// When a token of this life is to be replaced. `random` is uniform in `0.0..1.0`.
     #[must_use]
     pub fn due(&self, life: Life, random: f64) -> Timestamp {
