@@ -12,7 +12,7 @@ use crate::ecr::registry::{Endpoint, Region, TokenSource};
 use crate::ecr::token::Token;
 use crate::pull_secrets::{self, SecretDone};
 use crate::report::ending::{Ending, chain};
-use crate::schedule::retry_delay;
+use crate::schedule::{retry_delay, throttled_delay_within};
 use crate::settings::Settings;
 use crate::target::auth_file::{AuthFile, AuthFileError, Effect, Manner, Outcome};
 use crate::target::link::Link;
@@ -352,6 +352,7 @@ where
     F: Future<Output = Result<T, Refusal>>,
 {
     let mut failures = 0_u32;
+    let mut throttled_since = None;
     loop {
         match timeout_at(deadline, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
@@ -361,10 +362,17 @@ where
             Err(_) => return Err(last),
         }
         failures += 1;
-        let delay = retry_delay(failures, fastrand::f64());
-        if deadline.duration_since(Instant::now()) <= delay {
-            return Err(last);
-        }
+        let now = Instant::now();
+        let (remaining, random) = (deadline.duration_since(now), fastrand::f64());
+        let delay = if matches!(last, Refusal::Throttled { .. }) {
+            // Many nodes that start at once ask at once: they are served sooner if they do not insist.
+            let first = *throttled_since.get_or_insert(now);
+            throttled_delay_within(now.duration_since(first), remaining, random)
+        } else {
+            throttled_since = None;
+            Some(retry_delay(failures, random)).filter(|delay| *delay < remaining)
+        };
+        let Some(delay) = delay else { return Err(last) };
         warn!(error = %last, failures, ?delay, "will try again");
         sleep(delay).await;
     }

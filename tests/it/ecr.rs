@@ -248,7 +248,6 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
 #[test]
 fn what_may_get_better_is_tried_again_until_it_does() {
     let faults = [
-        Fault::Throttle,
         Fault::InternalError,
         Fault::ServiceUnavailable,
         Fault::error(400, "ServerException", "try later"),
@@ -264,6 +263,19 @@ fn what_may_get_better_is_tried_again_until_it_does() {
         assert_eq!(node.aws.count(Api::Ecr), 3, "{fault:?}");
         node.assert_latest_token(HOST);
     }
+}
+
+#[test]
+fn a_throttled_run_gives_way_to_the_others_before_it_tries_again() {
+    let node = Node::new();
+    node.aws.fail(Api::Ecr, Fault::Throttle, Times::First(1));
+    node.once(&[]).expect(0, &["throttled", "will try again"]);
+    let calls = node.aws.calls();
+    assert_eq!(calls.len(), 2);
+    let waited = calls[1].at.duration_since(calls[0].at);
+    // Another failure would be tried again within a second.
+    assert!(waited >= SignedDuration::from_millis(2900), "{waited}");
+    node.assert_latest_token(HOST);
 }
 
 #[test]
