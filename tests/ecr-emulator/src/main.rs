@@ -4,7 +4,10 @@
 use clap::Parser;
 use ecr_emulator::{Api, Emulator, Fault, Options, Times};
 use jiff::SignedDuration;
-use std::{fs::File, io, io::Write as _, path::PathBuf, str::FromStr, thread};
+use std::{
+    fs::File, io, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf, str::FromStr, thread,
+    time::Duration,
+};
 
 /// Stands in for Amazon ECR, STS and the metadata services on 127.0.0.1, and fails as told.
 #[derive(Debug, Parser)]
@@ -30,6 +33,10 @@ struct Cli {
     /// A further name in the certificate; repeatable.
     #[arg(long, value_name = "NAME", requires = "tls_ca_file")]
     tls_name: Vec<String>,
+    /// Appends the password of each authorization token it issues to this file, one a line: for a registry that is to
+    /// accept it.
+    #[arg(long, value_name = "FILE")]
+    passwords_file: Option<PathBuf>,
     /// Makes an API fail, the first N times or always; repeatable.
     ///
     /// APIs: ecr, ecr-public, assume-role, web-identity, imds-session, imds-credentials, imds-region, container,
@@ -162,8 +169,20 @@ fn main() -> io::Result<()> {
     println!(
         "# or a web identity: AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE naming a file with {web_identity}"
     );
+    let Some(path) = &cli.passwords_file else {
+        loop {
+            // Until a signal ends the process.
+            thread::park();
+        }
+    };
+    let mut passwords = File::options().create(true).append(true).mode(0o600).open(path)?;
+    let mut told = 0;
     loop {
-        // Until a signal ends the process.
-        thread::park();
+        for issued in emulator.issued().iter().skip(told) {
+            // At once, so that a reader never sees a part of one.
+            passwords.write_all(format!("{}\n", issued.password).as_bytes())?;
+            told += 1;
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
