@@ -222,7 +222,11 @@ enum Subcommands {
     },
     /// Take our entries out of the auth files again, undo `link`, and delete the pull secrets that are named, as for
     /// uninstalling.
-    Remove,
+    Remove {
+        /// When all is taken out, stay until stopped: for pods that must not end, as a DaemonSet's.
+        #[arg(long)]
+        stay: bool,
+    },
     /// Make the auth file a relative symlink into a directory of ours beside it, for an agent that is shown only that
     /// directory and not the kubelet's whole root. What the file holds, and what the kubelet reads, stays as it is.
     Link {
@@ -302,6 +306,8 @@ pub enum Command {
         pull_secrets: PullSecrets,
         /// Change nothing, only say what would change.
         dry_run: bool,
+        /// Stay until stopped when it is done.
+        stay: bool,
     },
 }
 
@@ -426,8 +432,8 @@ impl Cli {
                 let verify = verify.then(|| Verify { trust: trust(), plain_http });
                 Ok(Command::Explain { kubelet, images, output, verify })
             }
-            Some(Subcommands::Remove) => {
-                Ok(Command::Remove { auth_files, pull_secrets, dry_run: self.dry_run })
+            Some(Subcommands::Remove { stay }) => {
+                Ok(Command::Remove { auth_files, pull_secrets, dry_run: self.dry_run, stay })
             }
             None => {
                 check_endpoints()?;

@@ -9,6 +9,7 @@ use crate::refresh::{self, Round};
 use crate::report::ending::{Ending, failed};
 use crate::report::status;
 use crate::settings::Settings;
+use crate::trigger::signal::Signals;
 use crate::{explain, report};
 use std::sync::Arc;
 
@@ -23,9 +24,10 @@ pub fn run(command: Command) -> Ending {
     let ending = match command {
         Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, daemon))),
         Command::Once(settings) => runtime.block_on(once(&settings)),
-        Command::Remove { auth_files, pull_secrets, dry_run } => {
-            let round = runtime.block_on(Box::pin(refresh::remove(&auth_files, &pull_secrets, dry_run)));
-            told(&round, dry_run)
+        Command::Remove { auth_files, pull_secrets, dry_run, stay } => {
+            let removal = Box::pin(refresh::remove(&auth_files, &pull_secrets, dry_run));
+            let removal = async { told(&removal.await, dry_run) };
+            if stay { runtime.block_on(then_stay(removal)) } else { runtime.block_on(removal) }
         }
         Command::Link { auth_files, undo, dry_run } => {
             let round = runtime.block_on(refresh::link(&auth_files, undo, dry_run));
@@ -67,6 +69,21 @@ fn told(round: &Round, dry_run: bool) -> Ending {
         return failed(&error, Ending::Unexpected);
     }
     round.ending()
+}
+
+/// Does something, and where that went well stays until somebody asks to stop.
+async fn then_stay(work: impl Future<Output = Ending>) -> Ending {
+    // Before the work: a container's first process gets only the signals that it has a handler for.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error, Ending::Unexpected),
+    };
+    let ending = work.await;
+    if ending == Ending::Done {
+        tracing::info!("done; staying until stopped");
+        signals.stop().await;
+    }
+    ending
 }
 
 /// No core dump, no debugger of another user's: the memory holds tokens.

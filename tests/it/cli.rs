@@ -166,6 +166,20 @@ fn remove_gives_the_node_back_and_leaves_the_rest() {
 }
 
 #[test]
+fn remove_stays_when_it_is_done_only_where_it_is_asked_to_and_all_went_well() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let auth_file = node.auth_file();
+    let staying = node.launch(&[], &["remove", "--stay", "--auth-file", auth_file.to_str().unwrap()]);
+    staying.wait_for("staying until stopped", 1);
+    assert_eq!(node.names(), [""; 0]);
+    assert!(!staying.is_over());
+    assert_eq!(staying.stop().code, 0);
+    let failing = node.launch(&[], &["remove", "--stay", "--auth-file", "/nonexistent/config.json"]);
+    assert_eq!(failing.ended().code, 5);
+}
+
+#[test]
 fn log_lines_are_json_or_text_as_asked() {
     let node = Node::new();
     let run = node.once(&[]).expect(0, &[]);

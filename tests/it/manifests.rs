@@ -192,7 +192,7 @@ fn pod(workload: &Value, namespace: &str) -> String {
 /// What the API server makes of a pod, or why it refuses it.
 fn admitted(cluster: &Cluster, workload: &Value, namespace: &str) -> Result<Value, String> {
     // The account must be there, though not its rights.
-    let account = workload["spec"]["template"]["spec"]["serviceAccountName"].as_str().unwrap();
+    let account = workload["spec"]["template"]["spec"]["serviceAccountName"].as_str().unwrap_or("default");
     cluster.apply(&[json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": account, "namespace": namespace },
     })]);
@@ -246,7 +246,12 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
                 _ if !on_node => &[],
                 "k0s" => &["/var/lib/k0s/kubelet"],
                 "kops" => &["/var/lib/kubelet", "/root/.docker"],
-                "linked" => &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/root/.docker"],
+                "uninstall" if workload["metadata"]["name"] != NAMESPACE => {
+                    &["/var/lib/kubelet", "/root/.docker"]
+                }
+                "linked" | "uninstall" => {
+                    &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/root/.docker"]
+                }
                 _ => &["/var/lib/kubelet"],
             };
             assert_eq!(folders, wanted, "{name}");
@@ -311,24 +316,27 @@ fn the_program_takes_what_every_manifest_gives_it() {
     let root = tempfile::tempdir().unwrap();
     for (name, path) in golden() {
         for workload in workloads(&dry_run(cluster, &path)) {
-            let container = &workload["spec"]["template"]["spec"]["containers"][0];
-            let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
-                let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
-                Some((variable["name"].as_str().unwrap().to_owned(), value))
-            });
-            let arguments = container["args"].as_array().cloned().unwrap_or_default();
-            let output = Command::new(env!("CARGO_BIN_EXE_ecr-node-agent"))
-                .env_clear()
-                .envs(variables)
-                .env("HOME", root.path())
-                // What needs no AWS: it only looks at files that are not there.
-                .arg("status")
-                .args(arguments.iter().map(|argument| argument.as_str().unwrap()))
-                .output()
-                .unwrap();
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert_ne!(output.status.code(), Some(2), "{name}: {told}");
-            assert!(output.status.code().is_some(), "{name}: {told}");
+            let spec = &workload["spec"]["template"]["spec"];
+            let containers = ["initContainers", "containers"].map(|kind| spec[kind].as_array().cloned());
+            for container in containers.into_iter().flatten().flatten() {
+                let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
+                    let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
+                    Some((variable["name"].as_str().unwrap().to_owned(), value))
+                });
+                let arguments = container["args"].as_array().cloned().unwrap_or_default();
+                let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_str().unwrap()).collect();
+                let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-node-agent"));
+                command.env_clear().envs(variables).env("HOME", root.path());
+                // What changes nothing and needs no AWS: to look at files that are not there.
+                match arguments.first() {
+                    Some(first) if !first.starts_with('-') => command.args(&arguments).arg("--help"),
+                    _ => command.arg("status").args(&arguments),
+                };
+                let output = command.output().unwrap();
+                let told = String::from_utf8_lossy(&output.stderr);
+                assert_ne!(output.status.code(), Some(2), "{name}: {arguments:?}: {told}");
+                assert!(output.status.code().is_some(), "{name}: {arguments:?}: {told}");
+            }
         }
     }
 }
@@ -503,4 +511,50 @@ fn the_policy_refuses_what_rbac_cannot() {
     // And nobody else is held up.
     let others = secret("mine", "Opaque", json!({})).to_string();
     cluster.kubectl_with(&["create", "--dry-run=server", "-n", "team-a", "-f", "-"], &others);
+}
+
+/// Nothing but the API server is there, so no pod runs: this is about the objects that helm makes and leaves.
+#[test]
+fn helm_uninstall_leaves_what_removes_only_where_it_is_asked_for() {
+    if !all_here(&[Need::ApiServer, Need::Helm]) {
+        return;
+    }
+    let cluster = shared();
+    let namespace = cluster.namespace("helm");
+    let helm = |arguments: &[&str]| -> Result<String, String> {
+        let output = Command::new("helm")
+            .args(arguments)
+            .args(["--namespace", &namespace])
+            .env("HOME", cluster.folder())
+            .env("KUBECONFIG", cluster.admin())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    };
+    let chart = daemonset().join("chart");
+    let install =
+        ["install", "pulls", chart.to_str().unwrap(), "--set", "image.repository=registry.example/x"];
+    let names = || cluster.kubectl(&["get", "daemonsets", "--namespace", &namespace, "-o", "name"]);
+
+    let notes = helm(&install).unwrap();
+    // The namespace has no label, and so the notes say which it needs.
+    let label = format!("kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged");
+    assert!(notes.contains(&label) && notes.contains("leaves the credentials where they are"), "{notes}");
+    assert_eq!(names(), "daemonset.apps/pulls-ecr-node-agent\n");
+    helm(&["uninstall", "pulls"]).unwrap();
+    assert_eq!(names(), "");
+
+    let removing = [&install[..], &["--set", "uninstall.remove=true"]].concat();
+    let notes = helm(&removing).unwrap();
+    assert!(notes.contains("rollout status daemonset/pulls-ecr-node-agent-remove"), "{notes}");
+    assert_eq!(names(), "daemonset.apps/pulls-ecr-node-agent\n");
+    helm(&["uninstall", "pulls"]).unwrap();
+    assert_eq!(names(), "daemonset.apps/pulls-ecr-node-agent-remove\n");
+
+    // An agent would never be scheduled beside it.
+    let why = helm(&install).unwrap_err();
+    assert!(why.contains("pulls-ecr-node-agent-remove of an earlier uninstall is still there"), "{why}");
+    cluster.kubectl(&["delete", "daemonset", "--namespace", &namespace, "pulls-ecr-node-agent-remove"]);
+    helm(&install).unwrap();
 }

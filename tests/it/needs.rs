@@ -23,6 +23,8 @@ pub enum Need {
     Mounts,
     /// Extended attributes in `security.`, on the file system of the temporary directory.
     SecurityAttributes,
+    /// `helm`.
+    Helm,
     /// A Kubernetes API server, as `tests/kubernetes/build` makes it.
     ApiServer,
     /// The kubelet's lookup of credentials as programs, as `tests/kubernetes/build` makes them.
@@ -52,6 +54,7 @@ impl Need {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
+            Self::Helm => works("helm", &["version"]),
             Self::Promtool => works("promtool", &["--version"]),
             Self::VirtualMachine => {
                 works("qemu-system-x86_64", &["--version"])

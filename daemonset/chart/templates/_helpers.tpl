@@ -286,6 +286,10 @@ enableServiceLinks: false
 {{- define "ecr-node-agent.check" -}}
 {{- $secrets := .Values.pullSecrets -}}
 {{- $onNodes := eq $secrets.mode "daemonset" -}}
+{{- $removing := printf "%s-remove" (include "ecr-node-agent.fullname" .) -}}
+{{- if and .Release.IsInstall (lookup "apps/v1" "DaemonSet" .Release.Namespace $removing) -}}
+{{- fail (printf "the DaemonSet %s of an earlier uninstall is still there, and no agent starts beside it: delete it first" $removing) -}}
+{{- end -}}
 {{- if not (or .Values.nodeAgent (eq $secrets.mode "deployment")) -}}
 {{- fail "nodeAgent=false leaves nothing to install without pullSecrets.mode=deployment" -}}
 {{- end -}}
@@ -305,4 +309,38 @@ enableServiceLinks: false
 {{- fail "pullSecrets.selector and pullSecrets.serviceAccounts need pullSecrets.mode=deployment: nodes must not hold such rights" -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* A container that removes. Takes the root context and the arguments. */ -}}
+{{- define "ecr-node-agent.removing" -}}
+{{- $values := .root.Values -}}
+image: {{ include "ecr-node-agent.image" .root }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+args: {{ toJson .args }}
+env:
+  - name: ECR_NODE_AGENT_AUTH_FILE
+    value: {{ printf "%s/config.json" $values.kubelet.rootDir | quote }}
+  {{- with $values.kubelet.homeDir }}
+  # What came along from there is left to it again.
+  - name: HOME
+    value: {{ . | quote }}
+  {{- end }}
+  - name: ECR_NODE_AGENT_LOG_FORMAT
+    value: {{ $values.log.format | quote }}
+  - name: ECR_NODE_AGENT_LOG_LEVEL
+    value: {{ $values.log.level | quote }}
+resources:
+  {{- toYaml $values.resources | nindent 2 }}
+securityContext:
+  {{- include "ecr-node-agent.nodeSecurity" .root | nindent 2 }}
+volumeMounts:
+  # The kubelet's root itself, whatever the layout: a link is undone, too.
+  - name: kubelet
+    mountPath: {{ $values.kubelet.rootDir }}
+    mountPropagation: HostToContainer
+  {{- with $values.kubelet.homeDir }}
+  - name: docker
+    mountPath: {{ . }}/.docker
+    readOnly: true
+  {{- end }}
 {{- end -}}
