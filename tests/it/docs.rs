@@ -188,11 +188,14 @@ fn the_calls_in_a_line_are_found() {
 fn every_command_line_in_the_documentation_can_be_meant() {
     let mut checked = 0;
     for (path, page) in pages() {
-        for line in page.commands.iter().chain(&page.quotes) {
+        let in_text = page.quotes.iter().map(|line| (line, true));
+        for (line, in_text) in page.commands.iter().map(|line| (line, false)).chain(in_text) {
             for call in calls(line).iter().filter(|call| call.len() > 1) {
                 if let Err(error) = Cli::try_parse_from(call) {
                     let asks = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind());
-                    assert!(asks, "{}: {line}\n{error}", path.display());
+                    // Text may speak of a subcommand by its name alone.
+                    let names = in_text && error.kind() == ErrorKind::MissingRequiredArgument;
+                    assert!(asks || names, "{}: {line}\n{error}", path.display());
                 }
                 checked += 1;
             }

@@ -216,17 +216,17 @@ fn the_pull_secret_moves_over_in_place_and_back() {
     let said = world.follow("3. See", "4. Stop");
     assert!(said.contains(&uid) && said.contains("20"), "{said}");
 
-    // The CronJob, once more, as a job that is tried again where it fails.
+    // The `CronJob`, in between: it loses against the agent, or its secret does not last.
     let agent = agent.unwrap();
-    let mut tries = 1;
-    while !world.cronjob.run(&world.script).status.success() {
-        tries += 1;
-        assert!(tries < 7, "a job gives up");
+    for _ in 0..3 {
+        let job = world.cronjob.run(&world.script);
+        let start = Instant::now();
+        let said = String::from_utf8_lossy(&job.stderr);
+        assert!(job.status.success() || said.contains("already exists"), "{said}");
+        agent.wait("the agent to put its own back", || world.is_the_agents());
+        tell(&format!("the job: {}, and {:?} later the secret was the agent's", job.status, start.elapsed()));
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     }
-    let start = Instant::now();
-    agent.wait("the agent to put its own back", || world.is_the_agents());
-    tell(&format!("the job took {tries} tries, and {:?} later the secret was the agent's", start.elapsed()));
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 
     // Back: what the CronJob writes then stays.
     world.follow("4. Stop", "5. Delete");
