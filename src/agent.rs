@@ -137,7 +137,8 @@ pub async fn run(settings: Settings, daemon: Daemon) -> Ending {
                 };
             },
             seen = seen => agent.seen(seen, clock::both()),
-            mounted = mounted => match mounted {
+            // Not while a look is due anyway: a burst of pods is one.
+            mounted = mounted, if agent.mounts_next.is_none() => match mounted {
                 Ok(()) => agent.mounted(clock::both()),
                 Err(error) => return failed(&error, Ending::Unexpected),
             },

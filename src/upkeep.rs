@@ -13,6 +13,8 @@ const FIGHT: usize = 10;
 const FIGHT_TIME: Duration = Duration::from_mins(1);
 /// A file that changes without drift is not looked at more often than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// A file that could not be written, and that others keep changing, is tried no more often than this.
+const TRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a file is to be written. The last one says most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +73,7 @@ impl Upkeep {
     pub fn look(&mut self, now: Now) {
         self.wish = self.wish.max(Some(Wish::Drift));
         if self.failures > 0 && !self.fighting {
-            self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(LOOK_PAUSE)));
+            self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(TRY_PAUSE)));
         }
     }
 
@@ -209,8 +211,8 @@ mod tests {
             assert!(upkeep.has_failed() && waits_until(&upkeep, next), "after {second} s");
         }
         upkeep.look(at(4.0));
-        assert!(waits_until(&upkeep, 4.05));
-        assert_eq!(write(&mut upkeep, 4.05, Came::Changed), Tell::Nothing, "it is the write that had failed");
+        assert!(waits_until(&upkeep, 4.5));
+        assert_eq!(write(&mut upkeep, 4.5, Came::Changed), Tell::Nothing, "it is the write that had failed");
         assert!(!upkeep.has_failed());
         assert_eq!(upkeep.next(at(5.0)), None);
     }
