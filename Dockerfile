@@ -21,7 +21,9 @@ COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
 RUN mkdir -p src benches examples tests/ecr-emulator/src \
     && echo '//! Empty.' >src/lib.rs \
     && echo '//! Empty.' >tests/ecr-emulator/src/lib.rs \
-    && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs examples/pack.rs benches/idle.rs >benches/refresh.rs \
+    && printf '//! Empty.\nfn main() {}\n' >src/main.rs \
+    && sed -n '/^\[\[bench\]\]$/{n;s/^name = "\(.*\)"$/benches\/\1.rs/p};/^\[\[example\]\]$/{n;s/^name = "\(.*\)"$/examples\/\1.rs/p}' \
+        Cargo.toml | xargs -n 1 cp src/main.rs \
     && cargo build --package ecr-node-agent --bin ecr-node-agent --release --locked
 
 COPY src src
