@@ -2,8 +2,9 @@
 //!
 //! What is rendered lies in `daemonset/golden`; `.ci/manifests` sees to it that it is what the chart renders.
 
-use crate::cluster::{Cluster, shared};
+use crate::cluster::{Cluster, shared, unique};
 use crate::needs::{Need, all_here};
+use crate::node::Node;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -306,6 +307,15 @@ fn the_installed_pods_need_the_nodes_directory_and_network_and_nothing_else() {
     }
 }
 
+/// The variables of a container.
+fn variables(container: &Value) -> BTreeMap<String, String> {
+    let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
+        let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
+        Some((variable["name"].as_str().unwrap().to_owned(), value))
+    });
+    variables.collect()
+}
+
 /// Gives the program what each manifest gives it: what it cannot mean, as a registry that is none, is usage, exit 2.
 #[test]
 fn the_program_takes_what_every_manifest_gives_it() {
@@ -319,14 +329,10 @@ fn the_program_takes_what_every_manifest_gives_it() {
             let spec = &workload["spec"]["template"]["spec"];
             let containers = ["initContainers", "containers"].map(|kind| spec[kind].as_array().cloned());
             for container in containers.into_iter().flatten().flatten() {
-                let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
-                    let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
-                    Some((variable["name"].as_str().unwrap().to_owned(), value))
-                });
                 let arguments = container["args"].as_array().cloned().unwrap_or_default();
                 let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_str().unwrap()).collect();
                 let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-node-agent"));
-                command.env_clear().envs(variables).env("HOME", root.path());
+                command.env_clear().envs(variables(&container)).env("HOME", root.path());
                 // What changes nothing and needs no AWS: to look at files that are not there.
                 match arguments.first() {
                     Some(first) if !first.starts_with('-') => command.args(&arguments).arg("--help"),
@@ -493,7 +499,9 @@ fn the_policy_refuses_what_rbac_cannot() {
     soon("the policy has no effect", || {
         create(&stolen).is_err_and(|why| why.contains("writes pull secrets"))
     });
-    create(&secret("ecr-creds", pull_secret, json!({}))).unwrap();
+    // Applied, since an agent of another test may have made it.
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+    ask(&apply, &secret("ecr-creds", pull_secret, json!({}))).unwrap();
     patch(r#"{"imagePullSecrets":[{"name":"ecr-creds"}]}"#).unwrap();
     for refused in [secret("other", pull_secret, json!({})), secret("ecr-creds", "Opaque", json!({}))] {
         let why = create(&refused).unwrap_err();
@@ -511,6 +519,101 @@ fn the_policy_refuses_what_rbac_cannot() {
     // And nobody else is held up.
     let others = secret("mine", "Opaque", json!({})).to_string();
     cluster.kubectl_with(&["create", "--dry-run=server", "-n", "team-a", "-f", "-"], &others);
+}
+
+/// Runs the program as each of these manifests runs it, with that manifest's account: what the chart grants is enough, also
+/// to put back what somebody deletes, and to find a namespace that comes.
+#[test]
+fn the_rights_in_the_chart_are_enough() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = installed();
+    let api = cluster.api();
+    let account = |namespace: &str| format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+    let make_accounts = |namespace: &str| {
+        for name in ["default", "builder"] {
+            cluster.apply(&[json!({
+                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": namespace },
+            })]);
+        }
+    };
+    let patched = |namespace: &str, name: &str, secret: &str| {
+        let object = api.get(&format!("{}/{name}", account(namespace))).unwrap();
+        object["imagePullSecrets"] == json!([{ "name": secret }])
+    };
+    // Other tests' namespaces must not match.
+    let prefix = unique("found");
+    let (one, two) = (format!("{prefix}-one"), format!("{prefix}-two"));
+    for (file, user) in [
+        ("secrets-on-nodes", "on-nodes"),
+        ("secrets-named", "named-pull-secrets"),
+        ("secrets-found", "found-pull-secrets"),
+    ] {
+        apply(cluster, file);
+        let objects = dry_run(cluster, &golden()[file]);
+        let keeper = workloads(&objects)
+            .find(|workload| workload["spec"]["template"]["spec"]["serviceAccountName"] == user);
+        let container = &keeper.unwrap()["spec"]["template"]["spec"]["containers"][0];
+        let mut node = Node::new();
+        let is_ours = ["LISTEN", "AWS_CREDENTIALS_DIR", "REGION", "AUTH_FILE"]
+            .map(|name| format!("ECR_NODE_AGENT_{name}"));
+        for (name, value) in variables(container) {
+            // What the world around this node decides.
+            if !is_ours.contains(&name) {
+                node.set(&name, &value);
+            }
+        }
+        let token = api.create(&format!("{}/{user}/token", account(NAMESPACE)), &json!({})).unwrap();
+        let token = token["status"]["token"].as_str().unwrap();
+        let kubeconfig = cluster.kubeconfig_at(user, &cluster.url(), &json!({ "token": token }));
+        node.set("KUBECONFIG", kubeconfig.to_str().unwrap());
+
+        let found = file == "secrets-found";
+        let namespaces = if found { [&*one, &*two] } else { ["team-a", "team-b"] };
+        if found {
+            node.set("ECR_NODE_AGENT_PULL_SECRET", &format!("{prefix}-*/ecr-creds"));
+            node.set("ECR_NODE_AGENT_PULL_SECRET_SELECTOR", &format!("pulls={prefix}"));
+            cluster.make_namespace(&one, &json!({ "pulls": prefix }));
+            make_accounts(&one);
+        } else {
+            for namespace in namespaces {
+                make_accounts(namespace);
+            }
+        }
+        let path = |namespace: &str, name: &str| format!("/api/v1/namespaces/{namespace}/secrets/{name}");
+        for namespace in namespaces {
+            api.delete(&path(namespace, "ecr-creds")).ok();
+        }
+        // The API server decides by a copy of the Roles, which comes a moment later.
+        for what in ["get secrets/ecr-creds", "patch secrets/ecr-creds", "create secrets"] {
+            soon(what, || may(cluster, user, &format!("{what} -n {}", namespaces[0])));
+        }
+
+        let auth_file = node.auth_file();
+        let on_node = ["--auth-file", auth_file.to_str().unwrap()];
+        let agent = node.launch(&[], if file == "secrets-on-nodes" { &on_node } else { &[] });
+        let is_there = |namespace: &str, name: &str| api.get(&path(namespace, name)).is_ok();
+        agent.wait("the first secret", || is_there(namespaces[0], "ecr-creds"));
+        if found {
+            agent.wait("the labelled namespace's secret", || is_there(&one, "ecr-pull"));
+            cluster.make_namespace(&two, &json!({}));
+            make_accounts(&two);
+        }
+        agent.wait("the second secret", || is_there(namespaces[1], "ecr-creds"));
+        if file != "secrets-on-nodes" {
+            agent.wait("the service account", || patched(namespaces[1], "default", "ecr-creds"));
+            api.delete(&path(namespaces[1], "ecr-creds")).unwrap();
+            agent.wait("the deleted secret", || is_there(namespaces[1], "ecr-creds"));
+        }
+        let run = agent.stop();
+        assert_eq!(run.code, 0, "{file}: {}", run.err);
+        assert!(!run.err.contains("can-i"), "{file}: {}", run.err);
+        let user = format!("system:serviceaccount:{NAMESPACE}:{user}");
+        let requests = cluster.requests().into_iter().filter(|request| request.user == user);
+        let refused: Vec<_> = requests.filter(|request| request.code == 403).collect();
+        assert_eq!(refused, [], "{file}");
+    }
 }
 
 /// Nothing but the API server is there, so no pod runs: this is about the objects that helm makes and leaves.
