@@ -4,6 +4,9 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+/// The longest URL of a token service that is asked, or shown.
+const MAX_REALM: usize = 2048;
+
 /// What `WWW-Authenticate` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
@@ -119,7 +122,11 @@ pub fn token_url(
     };
     let host = rest.split(['/', '?']).next().unwrap_or_default();
     let is_plain = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
-    if host.is_empty() || realm.contains(['@', '#']) || !realm.chars().all(is_plain) {
+    if realm.len() > MAX_REALM
+        || host.is_empty()
+        || realm.contains(['@', '#'])
+        || !realm.chars().all(is_plain)
+    {
         return Err(Untrusted::NotAUrl);
     }
     let is_as_open =

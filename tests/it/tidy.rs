@@ -22,7 +22,7 @@ const IMPURE: [&str; 10] = [
     "fastrand",
 ];
 /// Rooms, and what they may not know.
-const BORDERS: [(&str, &[&str]); 8] = [
+const BORDERS: [(&str, &[&str]); 9] = [
     (
         "src/target",
         &[
@@ -51,6 +51,10 @@ const BORDERS: [(&str, &[&str]); 8] = [
         &["aws_", "kube::", "crate::ecr", "crate::cli", "crate::commands", "crate::agent", "crate::refresh"],
     ),
     ("src/docker_config", &["crate::"]),
+    (
+        "src/registry",
+        &["aws_", "crate::target", "crate::cli", "crate::commands", "crate::agent", "crate::refresh"],
+    ),
     ("src/schedule.rs", &["crate::cli", "crate::commands", "crate::agent", "crate::target"]),
     ("src/settings.rs", &["crate::cli", "clap"]),
     ("src/refresh.rs", &["crate::cli", "crate::commands", "crate::agent", "aws_", "nix::"]),
