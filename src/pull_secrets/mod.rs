@@ -267,6 +267,9 @@ fn tell_secret(target: &Target, published: &Published) {
             debug!(object = %target, "changed again, and repaired later: it was a short while ago");
         }
         Effect::Overtaken => debug!(object = %target, "another agent was faster"),
+        Effect::NotOurs => {
+            warn!(object = %target, "left alone: another field manager than ours has set what it holds");
+        }
         Effect::Deleted => info!(object = %target, "deleted"),
         Effect::Written(Because::Missing) => info!(object = %target, expires_at, "created"),
         Effect::Written(Because::New) => info!(object = %target, expires_at, "published"),

@@ -252,7 +252,7 @@ impl Metrics {
                         }
                     }
                     Effect::Overtaken => written("conflict"),
-                    Effect::Unchanged | Effect::PutOff | Effect::Deleted => {}
+                    Effect::Unchanged | Effect::NotOurs | Effect::PutOff | Effect::Deleted => {}
                 }
                 if let Some(end) = published.ends.values().min() {
                     self.secret_expiry.with_label_values(&[namespace, name]).set(end.as_second());

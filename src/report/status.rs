@@ -409,6 +409,7 @@ fn secret_plan(published: &secret::Published) -> String {
         secret::Effect::Unchanged | secret::Effect::PutOff | secret::Effect::Overtaken => {
             "would stay as it is".to_owned()
         }
+        secret::Effect::NotOurs => "would stay: another field manager has set what it holds".to_owned(),
         secret::Effect::Deleted => "would be deleted".to_owned(),
         secret::Effect::Written(Because::Missing) => format!("would be created{until}"),
         secret::Effect::Written(Because::New | Because::Changed) => format!("would be updated{until}"),

@@ -9,6 +9,7 @@ mod clock;
 mod cluster;
 mod crash;
 mod credentials;
+mod crowd;
 mod daemon;
 mod docs;
 mod ecr;

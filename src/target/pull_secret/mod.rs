@@ -44,8 +44,10 @@ pub struct Published {
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing: it is good as it is.
+    /// Nothing: it is good as it is, or not there to be deleted.
     Unchanged,
+    /// It was not deleted: what it holds was set by somebody else.
+    NotOurs,
     /// Nothing yet: it was repaired a short while ago.
     PutOff,
     /// Nothing: somebody else was faster, and will have done it.
@@ -205,13 +207,13 @@ pub async fn remove(
     let mut tries = 0;
     loop {
         let seen = cluster.secret(secret).await.map_err(failed)?;
-        let Some(seen) = seen.filter(|seen| seen.ours) else {
-            return Ok(Published { effect: Effect::Unchanged, ends: Ends::new(), resource_version: None });
-        };
+        let left = |effect| Published { effect, ends: Ends::new(), resource_version: None };
+        let Some(seen) = seen else { return Ok(left(Effect::Unchanged)) };
+        if !seen.ours {
+            return Ok(left(Effect::NotOurs));
+        }
         match cluster.delete(secret, &seen, dry_run).await {
-            Ok(()) => {
-                return Ok(Published { effect: Effect::Deleted, ends: Ends::new(), resource_version: None });
-            }
+            Ok(()) => return Ok(left(Effect::Deleted)),
             Err(ApiError::Conflict) if tries < TRIES => tries += 1,
             Err(error) => return Err(failed(error)),
         }
