@@ -3,7 +3,6 @@
 //! Nothing else of a cluster runs. Without a controller manager no namespace gets a default service account, and none that
 //! is deleted ever goes; without a kubelet no pod starts.
 
-use crate::needs::Need;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::Request as HttpRequest;
@@ -98,6 +97,10 @@ impl Api {
         self.ask("POST", path, object)
     }
 
+    pub fn replace(&self, path: &str, object: &Value) -> Result<Value, Refused> {
+        self.ask("PUT", path, object)
+    }
+
     /// By a JSON merge patch.
     pub fn patch(&self, path: &str, changes: &Value) -> Result<Value, Refused> {
         self.ask("PATCH", path, changes)
@@ -149,7 +152,7 @@ pub fn shared() -> &'static Cluster {
 impl Cluster {
     /// Starts one, for a test that the shared one is not good enough for: one that stops it.
     pub fn start() -> Self {
-        assert!(Need::ApiServer.is_here());
+        assert!(is_here(), "there is no API server: run tests/kubernetes/build");
         // Not in /tmp, which may be small: etcd takes 64 MB at once.
         let folder = tempfile::Builder::new()
             .prefix("cluster-")

@@ -49,8 +49,7 @@ pub fn tell(line: &str) {
 }
 
 impl Need {
-    /// Whether it is here.
-    pub fn is_here(self) -> bool {
+    fn is_here(self) -> bool {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),

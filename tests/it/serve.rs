@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// The address that the agent says it serves on.
-fn address(agent: &Running<'_>) -> String {
+pub fn address(agent: &Running<'_>) -> String {
     agent.wait_for("serving metrics and probes", 1);
     let said = agent.said();
     let line = said.lines().find(|line| line.contains("serving metrics")).unwrap().to_owned();
@@ -19,7 +19,7 @@ fn address(agent: &Running<'_>) -> String {
 }
 
 /// Status and body of an answer, or nothing where the connection was closed.
-fn get(address: &str, path: &str) -> (u16, String) {
+pub fn get(address: &str, path: &str) -> (u16, String) {
     raw(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
 }
 

@@ -1,6 +1,7 @@
 //! The pull secret, against a real API server, by agents that may do what is documented and nothing more.
 
 mod crowd;
+mod deployment;
 mod outages;
 mod refusals;
 mod rights;
@@ -41,6 +42,13 @@ impl World<'static> {
     /// Whose account may do nothing yet.
     fn bare(options: Options) -> Option<Self> {
         all_here(&[Need::ApiServer]).then(|| Self::on(shared(), options))
+    }
+
+    /// Whose account may do what a Deployment does in namespaces that a glob or a selector names.
+    fn deployed() -> Option<Self> {
+        let world = Self::bare(Options::default())?;
+        world.grant(&deployment_rights());
+        Some(world)
     }
 }
 
@@ -115,6 +123,15 @@ fn node_rights(namespace: &str) -> Vec<Rule<'_>> {
     vec![
         Rule { namespace: Some(namespace), verbs: "get,patch", resource: "secrets", name: Some(NAME) },
         Rule { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
+    ]
+}
+
+/// What a Deployment needs for namespaces that a glob or a selector names, as the documentation says.
+fn deployment_rights() -> Vec<Rule<'static>> {
+    vec![
+        Rule { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
+        Rule { namespace: None, verbs: "get,list,watch,patch", resource: "secrets", name: Some(NAME) },
+        Rule { namespace: None, verbs: "create", resource: "secrets", name: None },
     ]
 }
 
