@@ -131,15 +131,6 @@ pub enum Note {
         /// Where what it held is now, if anything would have been lost and there was room.
         copy: Option<PathBuf>,
     },
-    /// In our directory nobody reads the file but root.
-    #[error(
-        "others than its owner could read this file (mode {mode:04o}), and no longer can: the directory that it is in \
-             now is its owner's alone"
-    )]
-    Enclosed {
-        /// The permission bits.
-        mode: u32,
-    },
     /// Users besides the owner may read the file, and so the token in it.
     #[error(
         "others than its owner may read this file (mode {mode:04o}), which holds credentials: chmod 0600 is enough \

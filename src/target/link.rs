@@ -161,7 +161,7 @@ impl AuthFile {
             let goes = |other: &OsString| other == name && (is_linked || superseded);
             let mut left = self.names(inside.as_ref())?;
             left.retain(|name| !goes(name));
-            return Ok((is_linked || superseded || !left.is_empty()).then_some(Link::Undone { left }));
+            return Ok(Some(Link::Undone { left }));
         }
         if let Some(inside) = inside {
             root.clean(name).and_then(|()| inside.clean(name)).map_err(|source| self.step(source))?;
@@ -179,8 +179,7 @@ impl AuthFile {
         }
         let gone = root.delete_directory(OsStr::new(DIRECTORY)).map_err(|source| self.step(source))?;
         let left = if gone { Vec::new() } else { self.names(inside.as_ref())? };
-        // An empty directory alone, which nothing led to, was no layout.
-        Ok((is_linked || superseded || !left.is_empty()).then_some(Link::Undone { left }))
+        Ok(Some(Link::Undone { left }))
     }
 
     /// The same file, by its name in our directory.
@@ -282,38 +281,35 @@ impl AuthFile {
     }
 
     /// Moves what stands in the root into our directory, and leaves the link. Each step leaves the kubelet the same file.
-    fn make(&self, place: &Place, now: Timestamp) -> Result<Vec<Note>, AuthFileError> {
+    fn make(&self, place: &Place, now: Timestamp) -> Result<Option<Note>, AuthFileError> {
         let Place { root, name, inside: Some(inside), standing } = place else {
             return Err(self.refused("its new directory is gone again"));
         };
         root.clean(name).and_then(|()| inside.clean(name)).map_err(|source| self.step(source))?;
         let target = Path::new(DIRECTORY).join(name);
         match standing {
-            Standing::Linked => Ok(Vec::new()),
+            Standing::Linked => Ok(None),
             Standing::Foreign(target) => Err(self.is_foreign(target)),
             Standing::Missing => {
                 place.inside()?;
                 root.create_link(name, &target).map_err(|source| self.step(source))?;
-                Ok(Vec::new())
+                Ok(None)
             }
             Standing::Plain(plain, stat) => {
-                let mut notes = Vec::new();
-                if stat.st_mode & 0o044 != 0 {
-                    notes.push(Note::Enclosed { mode: stat.st_mode & 0o777 });
-                }
+                let mut note = None;
                 let waiting = place.inside()?;
                 if let Some(file) = &waiting
                     && !is_superseded(file, plain, stat)
                 {
                     let path = inside.path().join(name);
                     let kept = keep_copy(inside, name, "replaced", &file.bytes, now);
-                    notes.push(Note::MadeWay { path, copy: kept.map_err(|source| self.step(source))? });
+                    note = Some(Note::MadeWay { path, copy: kept.map_err(|source| self.step(source))? });
                 }
                 if waiting.is_none_or(|file| !is_same(&file.stat, stat)) {
                     inside.adopt(name, root).map_err(|source| self.replace_failed(source))?;
                 }
                 root.replace_by_link(name, &target).map_err(|source| self.replace_failed(source))?;
-                Ok(notes)
+                Ok(note)
             }
         }
     }
