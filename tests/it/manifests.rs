@@ -73,8 +73,12 @@ fn the_chart_is_of_the_programs_version() {
         assert!(chart.contains(&line), "{name} is not {}", env!("CARGO_PKG_VERSION"));
     }
     let image = format!("image: ecr-node-agent:{}\n", env!("CARGO_PKG_VERSION"));
-    assert!(read("install.yaml").contains(&image));
-    assert!(read("kustomization.yaml").contains(&format!("newTag: {}\n", env!("CARGO_PKG_VERSION"))));
+    for file in ["install.yaml", "remove/remove.yaml"] {
+        assert!(read(file).contains(&image), "{file}");
+    }
+    for file in ["kustomization.yaml", "remove/kustomization.yaml"] {
+        assert!(read(file).contains(&format!("newTag: {}\n", env!("CARGO_PKG_VERSION"))), "{file}");
+    }
 }
 
 #[test]

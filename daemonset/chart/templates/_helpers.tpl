@@ -186,7 +186,7 @@ ports:
     protocol: TCP
 {{- end }}
 {{- if and $listen .root.Values.probes.enabled }}
-{{- $onLoopback := and .hostNetwork (regexMatch `^(127\.|0\.0\.0\.0:|\[::1?\]:)` $listen) }}
+{{- $onLoopback := and .hostNetwork (regexMatch `^(127\.|0\.0\.0\.0:|\[::\]:)` $listen) }}
 # Asks the loop itself, so that one that hangs is restarted. It answers within 3 seconds or says that it cannot.
 livenessProbe:
   httpGet:
@@ -292,6 +292,9 @@ enableServiceLinks: false
 {{- end -}}
 {{- if not (or .Values.nodeAgent (eq $secrets.mode "deployment")) -}}
 {{- fail "nodeAgent=false leaves nothing to install without pullSecrets.mode=deployment" -}}
+{{- end -}}
+{{- if and .Values.metrics.enabled (regexMatch `^(127\.|\[::1\])` .Values.metrics.address) -}}
+{{- fail "metrics.address is loopback, which nobody but the node itself reaches: leave metrics.enabled at false for that" -}}
 {{- end -}}
 {{- if and (ne $secrets.mode "none") (not (or $secrets.secrets $secrets.selector)) -}}
 {{- fail "pullSecrets.mode names who keeps pull secrets: name them, too, in pullSecrets.secrets or pullSecrets.selector" -}}
