@@ -346,6 +346,11 @@ pub enum UsageError {
     NotOnNodes { option: &'static str },
     #[error("--patch-service-account needs a --pull-secret to add")]
     NoPullSecretToAdd,
+    #[error(
+        "status reads auth files, and --no-auth-file says that there are none; of pull secrets, \
+         `kubectl get secret NAME -o yaml` shows until when they are good: ecr-node-agent/expires-at"
+    )]
+    StatusOfNothing,
 }
 
 /// Values with white space between them, as a variable gives several. An empty variable gives none.
@@ -416,6 +421,7 @@ impl Cli {
             None => Rule::Interval(interval),
         };
         match self.command {
+            Some(Subcommands::Status { .. }) if self.no_auth_file => Err(UsageError::StatusOfNothing),
             Some(Subcommands::Status { output }) => {
                 Ok(Command::Status { auth_files, registries, rule, output })
             }

@@ -9,7 +9,7 @@ use crate::docker_config::merge::Wanted;
 use crate::report::ending::chain;
 use crate::report::metrics::Metrics;
 use crate::target::pull_secret::api::{ApiError, Cluster, SeenNamespace};
-use crate::target::pull_secret::content::{Among, Because};
+use crate::target::pull_secret::content::Among;
 use crate::target::pull_secret::names::{Name, Namespace, PullSecrets, SecretRef};
 use crate::target::pull_secret::watch::{Change, Interest, watch};
 use crate::target::pull_secret::{Effect, Manner, Published, patch_service_account, publish};
@@ -25,6 +25,9 @@ use tracing::{error, info, warn};
 
 /// So many changes wait for the loop; then the watches wait.
 const CHANGES: usize = 256;
+
+/// What failed is not tried again sooner.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the agent is not ready yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +70,7 @@ struct Post {
     left: Version,
     /// What the watch told last while we were at work.
     told: Option<Version>,
-    /// Whether it was tried with the tokens that there are now.
+    /// Whether it was ever tried.
     tried: bool,
 }
 
@@ -97,7 +100,7 @@ pub async fn run(
         let wanted = Arc::clone(&tokens.borrow_and_update());
         keeper.start_what_is_due(&cluster, &wanted, &mut work, now);
         lacking.send_if_modified(|lacking| {
-            let is = keeper.lacking(&wanted);
+            let is = keeper.lacking(&wanted, now);
             std::mem::replace(lacking, is) != is
         });
         let next = keeper.next(&wanted, work.len(), now);
@@ -168,6 +171,8 @@ struct Keeper {
     terminating: BTreeSet<Namespace>,
     /// Namespaces that have secrets of ours, because they were found.
     found: BTreeSet<Namespace>,
+    /// Whether every secret has been tried. From then on, a new namespace makes nobody wait for the agent.
+    passed: bool,
 }
 
 impl Keeper {
@@ -179,6 +184,7 @@ impl Keeper {
             posts: BTreeMap::new(),
             terminating: BTreeSet::new(),
             found: BTreeSet::new(),
+            passed: false,
             secrets,
         };
         let namespaces: BTreeSet<Namespace> =
@@ -223,20 +229,23 @@ impl Keeper {
         secrets.collect()
     }
 
-    fn lacking(&self, wanted: &Wanted) -> Lacking {
+    fn lacking(&mut self, wanted: &Wanted, now: Now) -> Lacking {
         let namespaces = |told: &Told| match told.interest {
             Interest::Namespaces(None) => !told.whole,
             // What is named is written all the same.
             Interest::Namespaces(Some(_)) => !told.whole && told.failed.is_none(),
             _ => false,
         };
-        if wanted.entries.is_empty() {
+        if wanted.entries.values().all(|entry| entry.expires_at <= now.wall) {
             Lacking::Tokens
+        } else if self.passed {
+            Lacking::Nothing
         } else if self.watches.iter().any(namespaces) {
             Lacking::Namespaces
         } else if self.posts.iter().any(|(target, post)| !post.tried && self.may_write(target)) {
             Lacking::Pass
         } else {
+            self.passed = true;
             Lacking::Nothing
         }
     }
@@ -250,7 +259,6 @@ impl Keeper {
         for (target, post) in &mut self.posts {
             if let Target::Secret(_) = target {
                 post.upkeep.renew();
-                post.tried = false;
             }
         }
     }
@@ -258,6 +266,10 @@ impl Keeper {
     /// When there is something to do.
     fn next(&self, wanted: &Wanted, working: usize, now: Now) -> Deadline {
         let mut next = now.after(Duration::from_hours(24));
+        let ends = wanted.entries.values().map(|entry| entry.expires_at).filter(|end| *end > now.wall);
+        if let Some(end) = ends.min() {
+            next = next.earlier(now.until(end));
+        }
         if wanted.entries.is_empty() && wanted.lapse.is_empty() || working >= AT_ONCE {
             return next;
         }
@@ -331,15 +343,13 @@ impl Keeper {
                     Some(ApiError::NoNamespace(_)) => Some(LONGEST_ASKED_FOR),
                     error => error.and_then(ApiError::retry_after),
                 };
-                post.hold = asked_for.map(|asked_for| now.after(asked_for.min(LONGEST_ASKED_FOR)));
+                // Whoever keeps changing what cannot be written is not answered each time.
+                let pause = asked_for.unwrap_or_default().clamp(FAILED_PAUSE, LONGEST_ASKED_FOR);
+                post.hold = Some(now.after(pause));
                 Came::Failed
             }
-            // Created where we had left one, or changed since: somebody else was there.
-            Ok(Done::Secret(Published { effect: Effect::Written(because), .. })) => match because {
-                Because::Missing if post.left.0.is_none() => Came::Unchanged,
-                Because::New | Because::TakenOver(_) => Came::Unchanged,
-                Because::Missing | Because::Changed => Came::Changed,
-            },
+            // Whether that is a repair, the upkeep knows: it remembers why we looked.
+            Ok(Done::Secret(Published { effect: Effect::Written(_), .. })) => Came::Changed,
             Ok(Done::Patched(names)) if !names.is_empty() => Came::Changed,
             Ok(_) => Came::Unchanged,
         };
@@ -372,6 +382,11 @@ impl Keeper {
             && told.failed.take().is_some()
         {
             info!("watched again: {}", in_words(&told.interest));
+            // The server is back, and what failed need not wait any longer.
+            for post in self.posts.values_mut().filter(|post| post.upkeep.has_failed()) {
+                post.hold = None;
+                post.upkeep.look(now);
+            }
         }
         match change {
             Change::Begin => {

@@ -4,7 +4,7 @@ use super::{AT_ONCE, Done, SecretDone, Target, delay, tell};
 use crate::clock;
 use crate::docker_config::merge::Wanted;
 use crate::report::metrics::Metrics;
-use crate::target::pull_secret::api::Cluster;
+use crate::target::pull_secret::api::{ApiError, Cluster};
 use crate::target::pull_secret::content::{Among, Ends, next_look};
 use crate::target::pull_secret::names::SecretRef;
 use crate::target::pull_secret::{Effect, Manner, Published, PullSecretError, publish, when};
@@ -130,7 +130,8 @@ impl Post {
     }
 
     fn after(&self, error: &PullSecretError) -> Duration {
-        if error.is_passing() {
+        // A kubeconfig that is not there yet costs nobody but this node a look.
+        if error.is_passing() || matches!(error.api(), Some(ApiError::Config(_))) {
             delay(error, self.failures)
         } else {
             when::after_refusal(self.failures, fastrand::f64())
