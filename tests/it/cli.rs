@@ -9,7 +9,7 @@ use std::path::Path;
 
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
-    let cases: [(&[&str], &str); 32] = [
+    let cases: [(&[&str], &str); 45] = [
         (&["--once", "status"], "--once and a subcommand cannot both be meant"),
         (&["--schedule", "hourly"], "`hourly` is no cron expression"),
         (&["--schedule", "TZ=Mars 0 * * * *"], "`Mars` is no time zone"),
@@ -28,6 +28,22 @@ fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
         (&["--once", "--log-format", "xml"], "possible values: text, json"),
         (&["--once", "--no-such"], "unexpected argument '--no-such'"),
         (&["status", "--output", "xml"], "possible values: text, json"),
+        (&["--no-auth-file", "--auth-file", "/a"], "contradict each other"),
+        (&["--no-auth-file"], "leaves nothing to do"),
+        (&["--no-auth-file", "--pull-secret", "a/b", "status"], "status reads auth files"),
+        (&["--pull-secret", "ecr-creds"], "expected NAMESPACE/NAME"),
+        (&["--pull-secret", "Team/ecr-creds"], "`Team` is no namespace"),
+        (&["--pull-secret", "team_*/ecr-creds"], "`team_*` matches no namespace"),
+        (&["--pull-secret", "team/../x"], "`../x` is no name"),
+        (&["--pull-secret", "a/b", "--pull-secret", "a/b"], "is given twice"),
+        (&["--pull-secret", "team-*/ecr-creds"], "--pull-secret with a pattern finds its namespaces by"),
+        (
+            &["--pull-secret-selector", "ecr=yes", "--pull-secret-name", "b"],
+            "--pull-secret-selector finds its namespaces by",
+        ),
+        (&["--once", "--pull-secret-selector", "ecr=yes"], "belong together"),
+        (&["--once", "--pull-secret-selector", "ecr", "--pull-secret-name", "b"], "`ecr` is no label"),
+        (&["--once", "--patch-service-account", "default"], "needs a --pull-secret to add"),
         (&["--once", "--registry", HOST, "--registry", HOST], "is given twice"),
         (&["--once", "--registry", ",region=eu-west-1"], "the host is missing"),
         (&["--once", "--registry", "https://public.ecr.aws"], "is more than a host"),
