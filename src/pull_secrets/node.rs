@@ -47,8 +47,9 @@ pub async fn run(
     loop {
         let now = clock::both();
         let wanted = Arc::clone(&tokens.borrow_and_update());
+        let idle = wanted.entries.is_empty() && wanted.lapse.is_empty();
         for (number, post) in posts.iter_mut().enumerate() {
-            let free = looks.len() < AT_ONCE && !post.looking && !wanted.entries.is_empty();
+            let free = looks.len() < AT_ONCE && !post.looking && !idle;
             if free && now.is_past(post.next) {
                 post.looking = true;
                 let (cluster, wanted, secret) =
@@ -61,7 +62,7 @@ pub async fn run(
             }
         }
         let mut next = now.after(Duration::from_hours(24));
-        for post in posts.iter().filter(|post| !post.looking && !wanted.entries.is_empty()) {
+        for post in posts.iter().filter(|post| !post.looking && !idle) {
             next = next.earlier(post.next);
         }
         tokio::select! {

@@ -13,7 +13,7 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::proxy::matcher::Matcher;
 use kube::client::{AuthError, Body};
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{ExecInteractiveMode, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use secrecy::ExposeSecret as _;
 use secrecy::zeroize::Zeroizing;
@@ -31,6 +31,8 @@ use tokio::time::timeout;
 pub const FIELD_MANAGER: &str = "ecr-node-agent";
 /// What one request may take, from connecting to the last byte.
 const REQUEST: Duration = Duration::from_secs(10);
+/// For how long nothing may come of a connection in use: longer than a watch lasts, which the server ends.
+const SILENCE: Duration = Duration::from_mins(5);
 /// A Secret holds 1 MiB of data, in base64, and 256 KiB of annotations, twice where `kubectl apply` made it.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// How many namespaces to list at a time: their metadata, 256 KiB of annotations each at most.
@@ -405,7 +407,14 @@ impl Cluster {
             let body = body.map_err(|error| ApiError::Unreachable(said(&error.to_string())))?;
             Ok((head, Zeroizing::new(body.to_bytes().to_vec())))
         };
-        let (head, body) = timeout(REQUEST, exchange).await.map_err(|_| ApiError::TooSlow)??;
+        let (head, body) = match timeout(REQUEST, exchange).await.unwrap_or(Err(ApiError::TooSlow)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                // The kubeconfig may name another server by now, or another CA.
+                self.forget().await;
+                return Err(error);
+            }
+        };
         if head.status.is_success() {
             return Ok(Some(body));
         }
@@ -667,6 +676,9 @@ async fn connect() -> Result<Client, ApiError> {
         _ => from_kubeconfig().await?,
     };
     config.connect_timeout = Some(REQUEST);
+    // A server that takes a request and then falls silent would otherwise hold up a watch for ever.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     // What is tried again, and when, is decided elsewhere.
     config.default_retry = false;
     Client::try_from(config).map_err(|error| match error {
@@ -699,6 +711,16 @@ async fn from_kubeconfig() -> Result<Config, ApiError> {
     let token = config.auth_info.token.as_ref();
     if token.is_some_and(|token| HeaderValue::from_str(token.expose_secret()).is_err()) {
         return Err(ApiError::Config("the kubeconfig's token has characters that no token has".to_owned()));
+    }
+    // Its tokens go the way on which `kube` ends the program, were one malformed; Kubernetes has dropped it long ago.
+    if config.auth_info.auth_provider.is_some() {
+        return Err(ApiError::Config(
+            "the kubeconfig names an `auth-provider`: use `exec` instead".to_owned(),
+        ));
+    }
+    if let Some(exec) = &mut config.auth_info.exec {
+        // Otherwise the command has our standard error, and what it writes there passes by all that guards ours.
+        exec.interactive_mode = Some(ExecInteractiveMode::Never);
     }
     if !own_proxy {
         config.proxy_url =

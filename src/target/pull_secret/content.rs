@@ -318,6 +318,10 @@ fn config(entries: &BTreeMap<String, Entry>) -> Zeroizing<String> {
 /// When an agent among many looks next at a secret with these tokens in it. `chance` as for [`when::next_look`].
 #[must_use]
 pub fn next_look(ends: &Ends, wanted: &Wanted, now: Timestamp, chance: [f64; 2]) -> Duration {
+    let lapses = |(key, until): (&String, &Timestamp)| ends.get(key).is_some_and(|end| end <= until);
+    if wanted.lapse.iter().any(lapses) {
+        return when::lapsing(chance[1]);
+    }
     let looks = wanted.entries.iter().map(|(key, ours)| {
         let life = Life { fetched_at: ours.fetched_at, expires_at: ours.expires_at };
         when::next_look(now, ends.get(key).copied().unwrap_or(now), life, chance)
@@ -503,6 +507,17 @@ mod tests {
             assert_eq!(because, Because::New);
             assert!(!Standing::read(&after).entries.contains_key(public));
         }
+    }
+
+    #[test]
+    fn a_node_looks_in_time_at_what_has_to_go() {
+        let public = "public.ecr.aws";
+        let ends = Ends::from([(public.to_owned(), at(1))]);
+        let mut wanted = wanted(&[]);
+        let look = |wanted: &Wanted| next_look(&ends, wanted, at(0), [1.0, 1.0]);
+        assert_eq!(look(&wanted), Duration::from_hours(1));
+        wanted.lapse.insert(public.to_owned(), at(1));
+        assert_eq!(look(&wanted), Duration::from_mins(5));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::api::{Act, ApiError, Cluster, SeenNamespace, after_refusal};
 use super::names::{Name, Namespace, SecretRef};
+use crate::schedule::retry_delay;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -13,10 +14,16 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// So many objects come at a time when a watch begins: metadata can be large.
 const PAGE: u32 = 100;
+
+/// A watch that lasted so long begins anew without the delay of those before.
+const LASTING: Duration = Duration::from_mins(1);
+/// A watch is tried again within half a minute: [`retry_delay`] doubles from one second.
+const MOST_FAILURES: u32 = 6;
 
 /// What to watch. Without a namespace: in all of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,26 +66,25 @@ pub async fn watch(
 ) {
     let mut failures = 0;
     loop {
+        let began = tokio::time::Instant::now();
         let failed = match cluster.client().await {
             Ok(client) => {
                 let failed = follow(client, number, &interest, &changes).await;
-                // Credentials that are no longer accepted may have been replaced.
-                if let ApiError::Unauthorized(_) = failed {
-                    cluster.forget().await;
-                }
+                // Credentials, or the server's address, may have been replaced.
+                cluster.forget().await;
                 failed
             }
             Err(error) => error,
         };
-        failures += 1;
+        failures = if began.elapsed() > LASTING { 1 } else { (failures + 1).min(MOST_FAILURES) };
         if changes.send((number, Change::Failed(failed))).await.is_err() {
             return;
         }
-        tokio::time::sleep(crate::schedule::retry_delay(failures, fastrand::f64())).await;
+        tokio::time::sleep(retry_delay(failures, fastrand::f64())).await;
     }
 }
 
-/// Follows one interest until the credentials are no longer accepted.
+/// Follows one interest until the server is out of reach, or no longer knows us.
 async fn follow(
     client: Client,
     number: usize,
@@ -135,7 +141,7 @@ where
             Err(error) => match refusal(interest, error) {
                 // A watch that ends is picked up again; one too old begins anew.
                 None => None,
-                Some(error @ ApiError::Unauthorized(_)) => return error,
+                Some(error @ (ApiError::Unauthorized(_) | ApiError::Unreachable(_))) => return error,
                 Some(error) => Some(Change::Failed(error)),
             },
         };

@@ -20,6 +20,8 @@ const MUCH_LONGER: f64 = 7.0 / 12.0;
 const VERY_LAST_PART: f64 = 1.0 / 16.0;
 /// A first look comes within this, so that nodes that start together do not ask in the same instant.
 const FIRST: Duration = Duration::from_secs(1);
+/// Half of the ten minutes before its end in which a token that cannot be renewed has to go.
+const LAPSING: Duration = Duration::from_mins(5);
 /// After another agent was faster, or a repair was put off, the next look comes within this at the latest.
 const AGAIN_S: [f64; 2] = [1.0, 10.0];
 /// What repairs of one secret are apart, by whichever agent: a fight with another program is not fought by a whole fleet.
@@ -64,6 +66,12 @@ pub fn first_look(chance: f64) -> Duration {
 #[must_use]
 pub fn look_again(chance: f64) -> Duration {
     between(AGAIN_S, chance)
+}
+
+/// When to look at a secret that holds what has to go before its end.
+#[must_use]
+pub fn lapsing(chance: f64) -> Duration {
+    LAPSING.mul_f64(chance.clamp(0.0, 1.0))
 }
 
 /// When to try again what was refused, `failures` (1 or more) times in a row. With full jitter, as every other delay,

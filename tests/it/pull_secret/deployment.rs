@@ -391,8 +391,9 @@ fn a_fight_with_another_writer_is_damped_and_told() {
     agent.wait("the first secrets", || world.is_good(&fought) && world.is_good(&calm));
     let path = super::path(&fought);
     agent.wait("an end of the fight", || {
-        // As another program would, for as long as it is put back.
-        world.cluster.api().patch(&path, &json!({ "data": foreign_data() })).ok();
+        // As another program would that knows nothing of our annotations, for as long as it is put back.
+        let theirs = json!({ "metadata": { "annotations": null }, "data": foreign_data() });
+        world.cluster.api().patch(&path, &theirs).ok();
         agent.said().contains("once a minute")
     });
     let writes = || {

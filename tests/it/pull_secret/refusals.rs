@@ -209,9 +209,7 @@ fn a_kubeconfig_that_is_spoilt_shows_nothing_of_itself() {
     };
     let exec = |command: &str| {
         let api = "client.authentication.k8s.io/v1";
-        kubeconfig(&format!(
-            "exec: {{ apiVersion: {api}, command: sh, interactiveMode: Never, args: [\"-c\", \"{command}\"] }}"
-        ))
+        kubeconfig(&format!("exec: {{ apiVersion: {api}, command: sh, args: [\"-c\", \"{command}\"] }}"))
     };
     let cases = [
         (kubeconfig("token: SECRETPASSWORD\n   bad: ["), "cannot be parsed, line"),
@@ -222,7 +220,7 @@ fn a_kubeconfig_that_is_spoilt_shows_nothing_of_itself() {
             kubeconfig("client-certificate-data: SECRETPASSWORD\n    client-key-data: SECRETPASSWORD"),
             "client",
         ),
-        (exec("echo SECRETPASSWORD; exit 3"), "command ended with exit status: 3"),
+        (exec("echo SECRETPASSWORD | tee /dev/stderr; exit 3"), "command ended with exit status: 3"),
         (exec("echo SECRETPASSWORD"), "command wrote no credential"),
     ];
     for (text, said) in cases {
