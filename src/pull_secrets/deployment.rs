@@ -356,7 +356,11 @@ impl Keeper {
         if let Ok(Done::Secret(published)) = &done.result {
             post.left = Version(published.resource_version.clone());
         }
-        match post.upkeep.end(came, now, fastrand::f64()) {
+        let tell = post.upkeep.end(came, now, fastrand::f64());
+        if let (Tell::Repaired | Tell::Fight, Ok(Done::Secret(published))) = (tell, &done.result) {
+            self.metrics.secret_repaired(&published.effect);
+        }
+        match tell {
             Tell::Fight => {
                 warn!(object = %done.target, "another program keeps changing this; from now on it is repaired once a minute");
             }

@@ -263,6 +263,14 @@ impl Metrics {
         }
     }
 
+    /// What was written had been right until somebody deleted it, or made it look like another one of ours.
+    pub fn secret_repaired(&self, effect: &Effect) {
+        // That it was changed is counted already.
+        if !matches!(effect, Effect::Written(Because::Changed)) {
+            self.secret_repairs.inc();
+        }
+    }
+
     /// A pull secret is not kept any more.
     pub fn forget_secret(&self, secret: &SecretRef) {
         let labels = [secret.namespace.as_str(), secret.name.as_str()];
