@@ -112,7 +112,9 @@ impl Watch {
     /// `fs.inotify.max_user_watches`).
     pub fn start(interests: Interests) -> Result<Self, notify::Error> {
         let board = Arc::new(Board::default());
-        let directories: Vec<PathBuf> = interests.0.keys().cloned().collect();
+        // Before they are watched: what is mounted in between shows as a difference.
+        let directories: Vec<(PathBuf, Option<Identity>)> =
+            interests.0.keys().map(|directory| (directory.clone(), identity(directory))).collect();
         let shared = Arc::clone(&board);
         let handler = move |event: Result<Event, notify::Error>| {
             let seen = event.map_or(Seen::BROKEN, |event| interests.meaning(&event));
@@ -122,14 +124,10 @@ impl Watch {
             }
         };
         let mut watcher = RecommendedWatcher::new(handler, Config::default().with_follow_symlinks(false))?;
-        for directory in &directories {
+        for (directory, _) in &directories {
             watcher.watch(directory, RecursiveMode::NonRecursive)?;
         }
-        let directories = directories.into_iter().map(|directory| {
-            let identity = identity(&directory);
-            (directory, identity)
-        });
-        Ok(Self { directories: directories.collect(), _watcher: watcher, board })
+        Ok(Self { directories, _watcher: watcher, board })
     }
 
     /// Whether a directory is another one than the one that is watched, since something was mounted over it, or went.
