@@ -19,6 +19,7 @@ pub mod docker_config;
 pub mod ecr;
 pub mod explain;
 pub mod pull_secrets;
+pub mod quote;
 pub mod refresh;
 pub mod registry;
 pub mod report;

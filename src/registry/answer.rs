@@ -1,6 +1,7 @@
 //! What a registry's answer means for a pull.
 
 use super::challenge::Untrusted;
+use crate::quote::quote;
 use serde::Deserialize;
 
 /// What came of asking for an image with one credential, or with none.
@@ -117,7 +118,7 @@ pub fn said(body: &[u8], secrets: &[&str]) -> Option<String> {
     if text.is_empty() || secrets.iter().any(|secret| !secret.is_empty() && text.contains(secret)) {
         return None;
     }
-    Some(text.chars().take(MAX_SAID).flat_map(char::escape_debug).collect())
+    Some(quote(&text, MAX_SAID))
 }
 
 /// The token out of a token service's answer.
@@ -152,8 +153,10 @@ mod tests {
         for (body, expected) in cases {
             assert_eq!(said(body).as_deref(), expected, "{body}");
         }
-        let long = format!(r#"{{"errors":[{{"code":"{}"}}]}}"#, "x".repeat(1000));
-        assert_eq!(said(&long).map(|text| text.len()), Some(MAX_SAID));
+        let coded = |code: &str| said(&format!(r#"{{"errors":[{{"code":"{code}"}}]}}"#));
+        assert_eq!(coded(&"x ".repeat(1000)).map(|text| text.chars().count()), Some(MAX_SAID + 1));
+        // A part of a token is none of those that were sent, and is not shown all the same.
+        assert_eq!(coded(&"x".repeat(1000)).as_deref(), Some("…"));
     }
 
     #[test]

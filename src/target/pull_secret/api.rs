@@ -6,6 +6,7 @@
 
 use super::content::{Content, DATA_KEY, Seen, TYPE};
 use super::names::{Name, Namespace, SecretRef};
+use crate::quote::quote;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt as _, Limited};
@@ -197,7 +198,11 @@ impl Cluster {
 
     /// Forgets the client, so that credentials and certificates are read anew.
     pub(super) async fn forget(&self) {
-        *self.client.lock().await = State::None;
+        let mut state = self.client.lock().await;
+        // One that is being made reads them anyway, and no second one is made beside it.
+        if let State::Ready(_) = &*state {
+            *state = State::None;
+        }
     }
 
     /// The Secret, if there is one.
@@ -524,29 +529,8 @@ impl Refused<'_> {
     }
 }
 
-/// Words of somebody else's, as far as they may be shown: nothing that could be a token, and not too much.
 fn said(text: &str) -> String {
-    let mut shown = String::new();
-    let mut run = String::new();
-    let flush = |run: &mut String, shown: &mut String| {
-        shown.push_str(if run.len() < 40 { run } else { "…" });
-        run.clear();
-    };
-    for c in text.trim().chars() {
-        if c.is_ascii_alphanumeric() || "+/=_-".contains(c) {
-            run.push(c);
-        } else {
-            flush(&mut run, &mut shown);
-            shown.extend(c.escape_debug());
-        }
-    }
-    flush(&mut run, &mut shown);
-    let end = shown.char_indices().nth(MAX_SAID).map_or(shown.len(), |(at, _)| at);
-    if end < shown.len() {
-        shown.truncate(end);
-        shown.push('…');
-    }
-    shown
+    quote(text, MAX_SAID)
 }
 
 fn act<'a>(verb: &'static str, secret: &'a SecretRef) -> Act<'a> {
@@ -701,10 +685,7 @@ async fn from_kubeconfig() -> Result<Config, ApiError> {
     })?;
     let options = KubeConfigOptions::default();
     // `kube` compares `NO_PROXY` with the proxy's own address: the choice is made here.
-    let own_proxy = kubeconfig
-        .clusters
-        .iter()
-        .any(|cluster| cluster.cluster.as_ref().is_some_and(|cluster| cluster.proxy_url.is_some()));
+    let own_proxy = has_own_proxy(&kubeconfig);
     kubeconfig.preferences = None;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?;
     // `kube` takes for granted that a token fits into a header, and ends the program where one does not.
@@ -727,6 +708,15 @@ async fn from_kubeconfig() -> Result<Config, ApiError> {
             Matcher::from_env().intercept(&config.cluster_url).map(|proxy| proxy.uri().clone());
     }
     Ok(config)
+}
+
+/// Whether the cluster in use has a proxy of its own.
+fn has_own_proxy(kubeconfig: &Kubeconfig) -> bool {
+    let current = kubeconfig.current_context.as_ref();
+    let context = kubeconfig.contexts.iter().find(|context| Some(&context.name) == current);
+    let name = context.and_then(|context| Some(&context.context.as_ref()?.cluster));
+    let cluster = kubeconfig.clusters.iter().find(|cluster| Some(&cluster.name) == name);
+    cluster.and_then(|cluster| cluster.cluster.as_ref()?.proxy_url.as_ref()).is_some()
 }
 
 /// Why a kubeconfig cannot be used. The parser's own words would show the lines around a mistake, and a token in them.

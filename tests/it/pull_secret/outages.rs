@@ -121,6 +121,30 @@ fn one_that_is_stopped_and_started_delays_no_auth_file() {
 }
 
 #[test]
+fn one_that_has_moved_is_found_again() {
+    for watching in [false, true] {
+        let Some(mut world) = (if watching { World::deployed() } else { World::new() }) else { return };
+        let here = fs::read_to_string(world.account.kubeconfig_with(&world.token)).unwrap();
+        // A port that was free a moment ago.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let gone = here.replace(&world.cluster.url(), &format!("https://127.0.0.1:{port}"));
+        assert_ne!(gone, here);
+        world.node.write("kubeconfig", &gone);
+        world.node.set("KUBECONFIG", world.node.path("kubeconfig").to_str().unwrap());
+        let named = world.named();
+        let agent = if watching {
+            world.node.launch(&[], &["--no-auth-file", "--pull-secret", &named])
+        } else {
+            world.start(&[])
+        };
+        agent.wait_for("cannot be reached", 1);
+        world.node.write("kubeconfig", &here);
+        agent.wait("the secret", || world.secret().is_some());
+        agent.stop().expect(0, &[]);
+    }
+}
+
+#[test]
 fn an_expired_service_account_token_is_told_and_a_rotated_one_is_picked_up() {
     let Some(mut world) = World::new() else { return };
     let file = world.node.path("token");
