@@ -220,6 +220,10 @@ fn a_kubeconfig_that_is_spoilt_shows_nothing_of_itself() {
             kubeconfig("client-certificate-data: SECRETPASSWORD\n    client-key-data: SECRETPASSWORD"),
             "client",
         ),
+        (
+            kubeconfig("auth-provider: { name: gcp, config: { access-token: SECRETPASSWORD } }"),
+            "names an `auth-provider`",
+        ),
         (exec("echo SECRETPASSWORD | tee /dev/stderr; exit 3"), "command ended with exit status: 3"),
         (exec("echo SECRETPASSWORD"), "command wrote no credential"),
     ];
