@@ -1,12 +1,14 @@
 //! `--schedule`: a cron expression instead of an interval.
 //!
 //! Pure: the caller passes the time. The scheduler of `tokio-cron-scheduler` is asked whether it takes the expression, and
-//! never started, since it would wake twice a second; the times come from `croner`, which it reads expressions with.
+//! never started, since it would wake twice a second; the times come from `croner`, which it reads expressions with. Zones
+//! are `jiff`'s: those of `chrono` are tables of pointers, which cost every agent 2 MB of memory to load.
 
-use chrono::{DateTime, TimeZone as _, Utc};
-use chrono_tz::Tz;
+use chrono::{DateTime, Utc};
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
+use jiff::civil;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{SignedDuration, Timestamp};
 use std::str::FromStr;
 use tokio_cron_scheduler::Job;
@@ -22,7 +24,7 @@ const AHEAD: SignedDuration = SignedDuration::from_hours(24 * 400);
 pub struct Schedule {
     // Boxed: half a kilobyte of tables.
     cron: Box<Cron>,
-    zone: Tz,
+    zone: TimeZone,
 }
 
 /// Why a text is no [`Schedule`].
@@ -56,9 +58,10 @@ impl FromStr for Schedule {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (zone, expression) = match text.trim().strip_prefix("TZ=").and_then(|rest| rest.split_once(' ')) {
             Some((zone, rest)) => {
-                (zone.parse().map_err(|_| ParseScheduleError::Zone(zone.to_owned()))?, rest.trim())
+                let known = TimeZoneDatabase::bundled().get(zone);
+                (known.map_err(|_| ParseScheduleError::Zone(zone.to_owned()))?, rest.trim())
             }
-            None => (Tz::UTC, text.trim()),
+            None => (TimeZone::UTC, text.trim()),
         };
         let wrong = || ParseScheduleError::Expression(expression.to_owned());
         let six = match expression.split_whitespace().count() {
@@ -66,19 +69,34 @@ impl FromStr for Schedule {
             6 => expression.to_owned(),
             _ => return Err(wrong()),
         };
-        Job::new_tz(six.as_str(), zone, |_, _| {}).map_err(|_| wrong())?;
+        Job::new_tz(six.as_str(), Utc, |_, _| {}).map_err(|_| wrong())?;
         let cron = CronParser::builder().seconds(Seconds::Required).dom_and_dow(true).build().parse(&six);
         Ok(Self { cron: Box::new(cron.map_err(|_| wrong())?), zone })
     }
 }
 
 impl Schedule {
-    /// The first time after `at`.
+    /// The first time after `at`. A time that the clocks leave out comes as much later as they go forward, one that they
+    /// show twice comes once.
     #[must_use]
     pub fn next(&self, at: Timestamp) -> Option<Timestamp> {
-        let at: DateTime<Utc> = Utc.timestamp_opt(at.as_second(), 0).single()?;
-        let next = self.cron.find_next_occurrence(&at.with_timezone(&self.zone), false).ok()?;
-        Timestamp::from_second(next.timestamp()).ok()
+        let mut wall = self.zone.to_datetime(at);
+        loop {
+            wall = self.next_on_the_wall(wall)?;
+            let next = self.zone.to_ambiguous_timestamp(wall).compatible().ok()?;
+            // Not so in the hour that comes a second time.
+            if next > at {
+                return Some(next);
+            }
+        }
+    }
+
+    /// The first time after `wall`, by a clock that nobody sets: `croner` takes it for UTC.
+    fn next_on_the_wall(&self, wall: civil::DateTime) -> Option<civil::DateTime> {
+        let at = TimeZone::UTC.to_timestamp(wall).ok()?;
+        let at = DateTime::<Utc>::from_timestamp(at.as_second(), 0)?;
+        let next = self.cron.find_next_occurrence(&at, false).ok()?;
+        Some(TimeZone::UTC.to_datetime(Timestamp::from_second(next.timestamp()).ok()?))
     }
 
     /// Checks that no token could end between two of its times, from `now` on and for more than a year.
@@ -118,6 +136,13 @@ mod tests {
             ("0 */6 * * *", "2026-11-23T12:00:00Z", "2026-11-23T18:00:00Z"),
             ("TZ=Europe/Berlin 0 6,18 * * *", "2026-11-23T00:00:00Z", "2026-11-23T05:00:00Z"),
             ("TZ=Europe/Berlin 0 6,18 * * *", "2026-07-01T00:00:00Z", "2026-07-01T04:00:00Z"),
+            // On this day 02:30 does not come …
+            ("TZ=Europe/Berlin 30 2,12 * * *", "2026-03-29T00:00:00Z", "2026-03-29T01:30:00Z"),
+            ("TZ=Europe/Berlin 30 2,12 * * *", "2026-03-29T01:30:00Z", "2026-03-29T10:30:00Z"),
+            // … and on this one twice.
+            ("TZ=Europe/Berlin 30 2,12 * * *", "2026-10-24T23:00:00Z", "2026-10-25T00:30:00Z"),
+            ("TZ=Europe/Berlin 30 2,12 * * *", "2026-10-25T00:30:00Z", "2026-10-25T11:30:00Z"),
+            ("TZ=Europe/Berlin */10 * * * *", "2026-10-25T01:05:00Z", "2026-10-25T02:00:00Z"),
         ];
         for (text, now, next) in cases {
             let schedule: Schedule = text.parse().unwrap();
