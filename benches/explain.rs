@@ -36,17 +36,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match arguments.cost_of.as_slice() {
-        [] => run(&arguments),
-        [program, rest @ ..] => Cost::measure(program, rest).map(|cost| println!("{}", cost.to_line())),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    cost::measured_or(&arguments.cost_of, || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {

@@ -6,7 +6,7 @@ use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// What one run cost.
@@ -67,6 +67,21 @@ impl Cost {
 fn cpu(usage: &Usage) -> Result<Duration, std::num::TryFromIntError> {
     let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     u64::try_from(microseconds).map(Duration::from_micros)
+}
+
+/// Runs the benchmark, or measures the command that it calls itself with; see [`Cost::of`].
+pub fn measured_or(cost_of: &[OsString], benchmark: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitCode {
+    let done = match cost_of {
+        [] => benchmark(),
+        [program, rest @ ..] => Cost::measure(program, rest).map(|cost| println!("{}", cost.to_line())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The middle of sorted figures.
