@@ -39,18 +39,7 @@ fn one_that_never_answers_holds_nothing_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     world.go_by(&format!("https://127.0.0.1:{}", silent.local_addr().unwrap().port()));
     let start = Instant::now();
-    let agent = world.node.launch(
-        &[],
-        &[
-            "--once",
-            "--auth-file",
-            world.node.auth_file().to_str().unwrap(),
-            "--pull-secret",
-            &world.named(),
-            "--timeout",
-            "8s",
-        ],
-    );
+    let agent = world.start(&["--once", "--timeout", "8s"]);
     agent.wait("the auth file", || world.node.auth_file().exists());
     let until_file = start.elapsed();
     let run = agent.ended().expect(6, &["the API server", &world.named()]);
@@ -67,18 +56,7 @@ fn one_that_comes_back_within_the_timeout_is_enough() {
     let wire = Wire::to(world.cluster.port());
     wire.silence();
     world.go_by(&wire.url());
-    let agent = world.node.launch(
-        &[],
-        &[
-            "--once",
-            "--auth-file",
-            world.node.auth_file().to_str().unwrap(),
-            "--pull-secret",
-            &world.named(),
-            "--timeout",
-            "60s",
-        ],
-    );
+    let agent = world.start(&["--once", "--timeout", "60s"]);
     agent.wait("the auth file", || world.node.auth_file().exists());
     agent.wait("a try", || wire.taken() > 0);
     wire.cut();
