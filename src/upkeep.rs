@@ -1,7 +1,7 @@
-//! When an auth file is written next: at once, after a pause, or later because another program fights for it.
+//! When a target is written next: at once, after a pause, or later because another program fights for it.
 //!
-//! Pure: the caller passes `now` and what chance drew, and does the writing. One [`Upkeep`] for each file, so that a fight
-//! over one, or one that cannot be written, holds up no other.
+//! Pure: the caller passes `now` and what chance drew, and does the writing. One [`Upkeep`] for each auth file, and for each
+//! pull secret that is watched, so that a fight over one, or one that cannot be written, holds up no other.
 
 use crate::schedule::retry_delay;
 use crate::trigger::timer::{Deadline, Now};
