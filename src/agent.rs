@@ -653,18 +653,20 @@ impl Agent {
     /// Sets up the watch; where that fails, it is tried again in a minute, and the files are looked at then.
     fn look_around(&mut self, now: Now) {
         let mut interests = Interests::default();
-        self.watched = self.places();
         // One that is missing must not cost the others their watch.
         let mut missing = false;
+        let mut watched = Vec::new();
         for (number, kept) in self.files.iter().enumerate() {
             for (directory, name) in kept.file.places() {
                 if directory.is_dir() {
-                    interests.add(&directory, Some(name), Seen::auth_file(number));
+                    interests.add(&directory, Some(name.clone()), Seen::auth_file(number));
                 } else {
                     missing = true;
                 }
+                watched.push((directory, name));
             }
         }
+        self.watched = watched;
         if let Some(directory) = &self.settings.identity.credentials_dir {
             if directory.is_dir() {
                 interests.add(directory, None, Seen::CREDENTIALS);
