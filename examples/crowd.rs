@@ -6,9 +6,9 @@
 #![expect(clippy::print_stdout, reason = "it exists to print")]
 
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
-use ecr_node_agent::schedule::{Interval, Life};
-use ecr_node_agent::target::pull_secret::content::{Among, Ends, Plan, Seen, TYPE, next_look, plan};
-use ecr_node_agent::target::pull_secret::when;
+use ecr_node_agent::pull_secret::reconcile::{Expirations, Ownership, Plan, Seen, TYPE, next_look, plan};
+use ecr_node_agent::pull_secret::schedule;
+use ecr_node_agent::time::schedule::{Interval, Life};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
@@ -104,7 +104,7 @@ enum Event {
 struct Agent {
     wanted: Wanted,
     life: Life,
-    ends: Option<Ends>,
+    ends: Option<Expirations>,
     /// The look that counts: an earlier one may have been planned before.
     next: u64,
 }
@@ -172,13 +172,13 @@ pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
         let agent = Agent::new(fetched, &mut rng);
         let due = since_start(agent.life.due(interval, rng.f64()));
         events.push(Reverse((micros(due), Event::Refresh(number))));
-        let first = micros(begins + when::first_look(rng.f64()).as_secs_f64());
+        let first = micros(begins + schedule::first_look(rng.f64()).as_secs_f64());
         events.push(Reverse((first, Event::Look(number))));
         crowd.push(Agent { next: first, ..agent });
     }
     let mut secret: Option<Seen> = None;
     let (mut version, mut in_place, mut looks) = (0_u64, f64::NEG_INFINITY, 0_u32);
-    let mut ends = Ends::new();
+    let mut ends = Expirations::new();
     let mut cost = Cost { closest: f64::INFINITY, ..Cost::default() };
     let mut before = 0.0;
     while let Some(Reverse((time, event))) = events.pop() {
@@ -216,13 +216,14 @@ pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
                 looks += 1;
                 let agent = &mut crowd[number];
                 // What `plan` asks, too. It reads the whole secret besides, which takes its time: at one look in 50.
-                let is_due =
-                    ends.values().all(|end| when::due(*end, agent.life).is_some_and(|due| due <= at(now)));
+                let is_due = ends
+                    .values()
+                    .all(|end| schedule::due(*end, agent.life).is_some_and(|due| due <= at(now)));
                 if !is_due && !looks.is_multiple_of(50) {
                     look_later(agent, number, ends.clone(), now, &mut rng, &mut events);
                     continue;
                 }
-                let planned = plan(secret.as_ref(), &agent.wanted, Among::Many, at(now));
+                let planned = plan(secret.as_ref(), &agent.wanted, Ownership::Many, at(now));
                 assert_eq!(is_due, matches!(planned, Ok(Plan::Write(..))), "{planned:?}");
                 match planned {
                     Ok(Plan::Write(..)) => {
@@ -237,7 +238,8 @@ pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
             Event::Look(_) => {}
             Event::Write(number, read) if read == version => {
                 let agent = &mut crowd[number];
-                let Ok(Plan::Write(content, _)) = plan(secret.as_ref(), &agent.wanted, Among::Many, at(now))
+                let Ok(Plan::Write(content, _)) =
+                    plan(secret.as_ref(), &agent.wanted, Ownership::Many, at(now))
                 else {
                     unreachable!("it was so a moment ago");
                 };
@@ -265,7 +267,7 @@ pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
             }
             Event::Write(number, _) => {
                 cost.conflicts += 1;
-                let look = micros(now + when::look_again(rng.f64()).as_secs_f64());
+                let look = micros(now + schedule::look_again(rng.f64()).as_secs_f64());
                 crowd[number].next = look;
                 events.push(Reverse((look, Event::Look(number))));
             }
@@ -279,7 +281,7 @@ pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
 fn look_later(
     agent: &mut Agent,
     number: usize,
-    ends: Ends,
+    ends: Expirations,
     now: f64,
     rng: &mut Rng,
     events: &mut BinaryHeap<Reverse<(u64, Event)>>,

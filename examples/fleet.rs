@@ -1,10 +1,10 @@
 //! What a whole fleet of these agents does to ECR's throttle: `cargo run --release --example fleet [CHARTS.svg]`.
 //!
-//! A simulation by events, over the program's own [`ecr_node_agent::schedule`] and nothing else of it: no network, no
+//! A simulation by events, over the program's own [`ecr_node_agent::time::schedule`] and nothing else of it: no network, no
 //! clock, the same figures on every run. What they mean is written down in `docs/fleet.md`.
 #![expect(clippy::print_stdout, reason = "it exists to print")]
 
-use ecr_node_agent::schedule::{Interval, Life, retry_delay, throttled_delay, throttled_delay_within};
+use ecr_node_agent::time::schedule::{Interval, Life, retry_delay, throttled_delay, throttled_delay_within};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;

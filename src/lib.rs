@@ -1,46 +1,33 @@
 //! Keeps a Kubernetes node's Amazon ECR credentials fresh in the file that the kubelet reads.
 //!
-//! Data runs one way; nothing flows back but [`refresh::Round`], a plain value, and all that an operator sees is a
-//! function of it.
-//!
-//! ```text
-//! cli ─► settings ─► trigger ─► agent ─► refresh ─► report
-//! said    meant      why now    loop     one round  log, status, exit code
-//!                                        ├─ 1. ecr            -> token, validity
-//!                                        ├─ 2. docker_config  -> plan (pure: keep, or replace by these bytes)
-//!                                        └─ 3. target         -> publish
-//! ```
+//! Data flows one way: arguments, settings, token source, token, plan, target, record. Log lines, metrics and the exit
+//! code are derived from the record. `docs/architecture.md` has the map of the modules and two walks through them.
 
 pub mod agent;
+pub mod auth_file;
 pub mod cli;
-pub mod clock;
 pub mod commands;
 pub mod docker_config;
 pub mod ecr;
-pub mod explain;
-pub mod pull_secrets;
-pub mod quote;
-pub mod refresh;
-pub mod registry;
+pub mod inspect;
+pub mod pull_secret;
 pub mod report;
-pub mod schedule;
 pub mod settings;
-pub mod target;
-pub mod trigger;
-pub mod upkeep;
+pub mod time;
+pub mod token;
 
 use clap::Parser as _;
 use std::process::ExitCode;
 
-/// The program: parse, start logging, run, exit code.
+/// The program: parse the command line, start logging, run the command, return the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let (filter, format) = cli.logging();
     report::logging::init(filter, format);
-    let ending = match cli.into_command() {
+    let status = match cli.into_command() {
         Ok(command) => commands::run(command),
-        Err(error) => report::ending::failed(&error, report::ending::Ending::Usage),
+        Err(error) => report::exit::failed(&error, report::exit::ExitStatus::Usage),
     };
-    ending.into()
+    status.into()
 }

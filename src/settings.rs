@@ -1,12 +1,15 @@
 //! What is meant: checked once, by `cli` for a user or written down by a test, and never questioned again.
 
+use crate::auth_file::AuthFile;
+use crate::docker_config::image::Image;
+use crate::docker_config::search::Kubelet;
 use crate::ecr::client::Identity;
 use crate::ecr::http::Trust;
 use crate::ecr::registry::{Registry, RoleArn};
-use crate::schedule::{Interval, Life};
-use crate::target::auth_file::AuthFile;
-use crate::target::pull_secret::names::PullSecrets;
-use crate::trigger::cron::Schedule;
+use crate::pull_secret::names::PullSecrets;
+use crate::report::output::OutputFormat;
+use crate::time::cron::Schedule;
+use crate::time::schedule::{Interval, Life};
 use jiff::{SignedDuration, Timestamp};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +17,57 @@ use std::time::Duration;
 
 /// The kubelet's own default (`--root-dir`), and the file that it looks for there.
 pub const DEFAULT_AUTH_FILE: &str = "/var/lib/kubelet/config.json";
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Keep every target current until stopped.
+    Run(Settings, Daemon),
+    /// Refresh every target once.
+    Once(Settings),
+    /// Tell what the auth files hold.
+    Status {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// The registries that must be there.
+        registries: Vec<Registry>,
+        /// When the agent refreshes, as far as these settings are the agent's too.
+        rule: RefreshPolicy,
+        /// How to print it.
+        output: OutputFormat,
+    },
+    /// Move the auth files into a directory of ours and leave links.
+    Link {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// Put them back.
+        undo: bool,
+        /// Change nothing, only say what would change.
+        dry_run: bool,
+    },
+    /// Tell which credentials the kubelet would try.
+    Explain {
+        /// Where it looks for them.
+        kubelet: Kubelet,
+        /// The images.
+        images: Vec<Image>,
+        /// How to print it.
+        output: OutputFormat,
+        /// Ask the registries too.
+        verify: Option<Verify>,
+    },
+    /// Take our entries out.
+    Remove {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+        /// The secrets to delete.
+        pull_secrets: PullSecrets,
+        /// Change nothing, only say what would change.
+        dry_run: bool,
+        /// Stay until stopped when it is done.
+        stay: bool,
+    },
+}
 
 /// What a refresh is to do.
 #[derive(Debug, Clone)]
@@ -38,7 +92,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Daemon {
     /// When to refresh.
-    pub rule: Rule,
+    pub rule: RefreshPolicy,
     /// Where to serve metrics and probes, if anywhere.
     pub listen: Option<SocketAddr>,
     /// Files besides a mounted Secret that credentials come from.
@@ -56,14 +110,14 @@ pub struct Verify {
 
 /// When to refresh.
 #[derive(Debug, Clone)]
-pub enum Rule {
+pub enum RefreshPolicy {
     /// So long after the last time.
     Interval(Interval),
     /// At these times, each up to so much earlier.
     Schedule(Schedule, SignedDuration),
 }
 
-impl Rule {
+impl RefreshPolicy {
     /// The rule for a node that was throttled before it got its token. Whoever has named the times keeps them.
     #[must_use]
     pub fn after_a_crowd(&self) -> Self {
@@ -93,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_schedule_names_the_next_time_and_never_one_that_was_served_early() {
-        let rule = Rule::Schedule("0 */6 * * *".parse().unwrap(), SignedDuration::from_mins(30));
+        let rule = RefreshPolicy::Schedule("0 */6 * * *".parse().unwrap(), SignedDuration::from_mins(30));
         let at = |text: &str| -> Timestamp { text.parse().unwrap() };
         let cases = [
             // fetched, random, due

@@ -5,7 +5,7 @@ use super::http::{Http, Trust, TrustError};
 use super::refusal::{Ago, AnswerError, Refusal, first_line, refusal};
 use super::registry::{Endpoint, Region, RoleArn, TokenSource, host_of_proxy_endpoint};
 use super::token::{AuthorizationToken, Token};
-use crate::clock;
+use crate::time::clock;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;

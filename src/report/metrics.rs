@@ -1,9 +1,5 @@
 //! What Prometheus reads. Every metric has its line in `docs/metrics.md`.
 
-use crate::pull_secrets::{Done, SecretDone, Target};
-use crate::target::pull_secret::Effect;
-use crate::target::pull_secret::content::Because;
-use crate::target::pull_secret::names::SecretRef;
 use jiff::Timestamp;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -73,7 +69,34 @@ impl Reason {
     }
 }
 
+/// What became of a write of a pull secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretWrite {
+    /// It was written.
+    Success,
+    /// Another writer was faster.
+    Conflict,
+    /// It could not be written.
+    Failure,
+}
+
+impl SecretWrite {
+    /// Its label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Conflict => "conflict",
+            Self::Failure => "failure",
+        }
+    }
+}
+
 impl Outcome {
+    fn of(ok: bool) -> Self {
+        if ok { Self::Success } else { Self::Failure }
+    }
+
     /// Its label.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -227,57 +250,37 @@ impl Metrics {
         self.retries.set(i64::try_from(pending).unwrap_or(i64::MAX));
     }
 
-    /// What became of a pull secret, or of a service account.
-    pub fn secret(&self, done: &SecretDone) {
-        let (secret, result) = match (&done.target, &done.result) {
-            (Target::Secret(secret), result) => (secret, result),
-            (_, Ok(Done::Patched(names))) if names.is_empty() => return,
-            (_, result) => {
-                let result = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
-                self.account_patches.with_label_values(&[result.label()]).inc();
-                return;
-            }
-        };
-        let (namespace, name) = (secret.namespace.as_str(), secret.name.as_str());
-        let written = |label| self.secret_writes.with_label_values(&[namespace, name, label]).inc();
-        let read = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
-        self.secret_reads.with_label_values(&[read.label()]).inc();
-        match result {
-            Ok(Done::Secret(published)) => {
-                match &published.effect {
-                    Effect::Written(because) => {
-                        written(Outcome::Success.label());
-                        if *because == Because::Changed {
-                            self.secret_repairs.inc();
-                        }
-                    }
-                    Effect::Overtaken => written("conflict"),
-                    Effect::Unchanged | Effect::NotOurs | Effect::PutOff | Effect::Deleted => {}
-                }
-                if let Some(end) = published.ends.values().min() {
-                    self.secret_expiry.with_label_values(&[namespace, name]).set(end.as_second());
-                }
-            }
-            Ok(Done::Patched(_)) => {}
-            Err(_) => written(Outcome::Failure.label()),
-        }
+    /// A pull secret was looked at; `ok` is false where that failed.
+    pub fn secret_read(&self, ok: bool) {
+        self.secret_reads.with_label_values(&[Outcome::of(ok).label()]).inc();
     }
 
-    /// What was written had been right until somebody deleted it, or made it look like another one of ours.
-    pub fn secret_repaired(&self, effect: &Effect) {
-        // That it was changed is counted already.
-        if !matches!(effect, Effect::Written(Because::Changed)) {
-            self.secret_repairs.inc();
-        }
+    /// A pull secret was written, or could not be.
+    pub fn secret_written(&self, namespace: &str, name: &str, result: SecretWrite) {
+        self.secret_writes.with_label_values(&[namespace, name, result.label()]).inc();
+    }
+
+    /// The first token in a pull secret expires at this time.
+    pub fn secret_expires(&self, namespace: &str, name: &str, expires_at: Timestamp) {
+        self.secret_expiry.with_label_values(&[namespace, name]).set(expires_at.as_second());
+    }
+
+    /// Another program had changed or deleted a pull secret, and it was repaired.
+    pub fn secret_repaired(&self) {
+        self.secret_repairs.inc();
+    }
+
+    /// A pull secret was added to a service account, or could not be.
+    pub fn account_patched(&self, ok: bool) {
+        self.account_patches.with_label_values(&[Outcome::of(ok).label()]).inc();
     }
 
     /// A pull secret is not kept any more.
-    pub fn forget_secret(&self, secret: &SecretRef) {
-        let labels = [secret.namespace.as_str(), secret.name.as_str()];
+    pub fn forget_secret(&self, namespace: &str, name: &str) {
         // One that was never seen has none.
-        self.secret_expiry.remove_label_values(&labels).ok();
-        for result in [Outcome::Success.label(), "conflict", Outcome::Failure.label()] {
-            self.secret_writes.remove_label_values(&[labels[0], labels[1], result]).ok();
+        self.secret_expiry.remove_label_values(&[namespace, name]).ok();
+        for result in [SecretWrite::Success, SecretWrite::Conflict, SecretWrite::Failure] {
+            self.secret_writes.remove_label_values(&[namespace, name, result.label()]).ok();
         }
     }
 
@@ -297,7 +300,6 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::pull_secret as target;
 
     #[test]
     fn every_metric_is_written_down() {
@@ -307,19 +309,10 @@ mod tests {
             metrics.attempt(reason, Outcome::Success, Duration::from_millis(1));
         }
         metrics.written(Outcome::Failure);
-        let secret = SecretRef { namespace: "team-a".parse().unwrap(), name: "ecr-creds".parse().unwrap() };
-        let written = target::Published {
-            effect: Effect::Written(Because::Missing),
-            ends: [("registry.example".to_owned(), Timestamp::UNIX_EPOCH)].into(),
-            resource_version: None,
-        };
-        metrics.secret(&SecretDone {
-            target: Target::Secret(secret.clone()),
-            result: Ok(Done::Secret(written)),
-        });
-        let patched = Ok(Done::Patched(vec![secret.name.clone()]));
-        let account = Target::ServiceAccount(secret.namespace.clone(), secret.name.clone());
-        metrics.secret(&SecretDone { target: account, result: patched });
+        metrics.secret_read(true);
+        metrics.secret_written("team-a", "ecr-creds", SecretWrite::Success);
+        metrics.secret_expires("team-a", "ecr-creds", Timestamp::UNIX_EPOCH);
+        metrics.account_patched(true);
         let docs = include_str!("../../docs/metrics.md");
         let text = metrics.text();
         let names: Vec<&str> =
@@ -328,7 +321,7 @@ mod tests {
         for name in names {
             assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
         }
-        metrics.forget_secret(&secret);
+        metrics.forget_secret("team-a", "ecr-creds");
         assert!(!metrics.text().contains("team-a"), "{}", metrics.text());
     }
 }

@@ -1,9 +1,9 @@
-//! What an operator sees: log lines, metrics and probes, what `status` and `--dry-run` print, the exit code.
+//! What an operator sees of a running agent: log lines, metrics and probes, systemd's status, the exit code.
 
-pub mod ending;
-pub mod explain;
+pub mod exit;
 pub mod logging;
 pub mod metrics;
-pub mod serve;
-pub mod status;
-pub mod supervisor;
+pub mod output;
+pub mod redact;
+pub mod server;
+pub mod systemd;

@@ -4,8 +4,8 @@ use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, names, read};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_node_agent::auth_file::{AuthFile, Effect, PublishOptions};
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
-use ecr_node_agent::target::auth_file::{AuthFile, Effect, Manner};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use serde_json::json;
@@ -348,7 +348,7 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
 }
 
 /// Publishing at no time in particular.
-pub const MANNER: Manner = Manner { now: Timestamp::UNIX_EPOCH, dry_run: false, mode: None };
+pub const MANNER: PublishOptions = PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, mode: None };
 
 /// One entry with a new token each time.
 pub fn wanted(number: usize) -> Wanted {

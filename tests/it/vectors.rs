@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_node_agent::auth_file::read_place;
 use ecr_node_agent::docker_config::document::{self, Document, Shape, Unusable};
 use ecr_node_agent::docker_config::image::Image;
 use ecr_node_agent::docker_config::keyring::{self, Entry, Keyring};
@@ -9,7 +10,6 @@ use ecr_node_agent::docker_config::search::{self, Content, Kubelet, Verdict};
 use ecr_node_agent::docker_config::{entry, json as json_text, key};
 use ecr_node_agent::ecr::registry::{Endpoint, Registry, host_of_proxy_endpoint};
 use ecr_node_agent::ecr::token::AuthorizationToken;
-use ecr_node_agent::target::auth_file::read_place;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};

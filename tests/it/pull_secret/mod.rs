@@ -7,7 +7,7 @@ mod refusals;
 mod rights;
 mod writes;
 
-use crate::cluster::{Account, Cluster, Refused, Request, Rule, shared};
+use crate::cluster::{Account, Cluster, RefreshPolicy, Refused, Request, shared};
 use crate::needs::{Need, all_here};
 use crate::node::{Node, Run, Running};
 use base64::Engine as _;
@@ -65,7 +65,7 @@ impl<'a> World<'a> {
         Self { node, cluster, account, namespace, token }
     }
 
-    fn grant(&self, rules: &[Rule<'_>]) {
+    fn grant(&self, rules: &[RefreshPolicy<'_>]) {
         for rule in rules {
             self.account.may(*rule);
         }
@@ -119,19 +119,29 @@ impl<'a> World<'a> {
 }
 
 /// What the agent of a node needs for one secret, as the documentation says.
-fn node_rights(namespace: &str) -> Vec<Rule<'_>> {
+fn node_rights(namespace: &str) -> Vec<RefreshPolicy<'_>> {
     vec![
-        Rule { namespace: Some(namespace), verbs: "get,patch", resource: "secrets", name: Some(NAME) },
-        Rule { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
+        RefreshPolicy {
+            namespace: Some(namespace),
+            verbs: "get,patch",
+            resource: "secrets",
+            name: Some(NAME),
+        },
+        RefreshPolicy { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
     ]
 }
 
 /// What a Deployment needs for namespaces that a glob or a selector names, as the documentation says.
-fn deployment_rights() -> Vec<Rule<'static>> {
+fn deployment_rights() -> Vec<RefreshPolicy<'static>> {
     vec![
-        Rule { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
-        Rule { namespace: None, verbs: "get,list,watch,patch", resource: "secrets", name: Some(NAME) },
-        Rule { namespace: None, verbs: "create", resource: "secrets", name: None },
+        RefreshPolicy { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
+        RefreshPolicy {
+            namespace: None,
+            verbs: "get,list,watch,patch",
+            resource: "secrets",
+            name: Some(NAME),
+        },
+        RefreshPolicy { namespace: None, verbs: "create", resource: "secrets", name: None },
     ]
 }
 

@@ -1,0 +1,6 @@
+//! What `status` and `explain` find out about this node, and how they print it.
+
+pub mod explain;
+pub mod explain_text;
+pub mod registry;
+pub mod status;

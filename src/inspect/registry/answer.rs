@@ -1,0 +1,171 @@
+//! What a registry's answer means for a pull.
+
+use super::challenge::Untrusted;
+use crate::report::redact::redact;
+use serde::Deserialize;
+
+/// What came of asking for an image with one credential, or with none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// The status of the token service's answer, where there is one.
+    pub token: Option<u16>,
+    /// The status of `/v2/`.
+    pub base: Option<u16>,
+    /// The status of the manifest.
+    pub manifest: Option<u16>,
+    /// What it means.
+    pub meaning: Meaning,
+    /// What the registry said to a refusal, shortened, nothing secret in it.
+    pub said: Option<String>,
+}
+
+/// What an answer means to the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Meaning {
+    /// The manifest was handed out.
+    #[error("a pull would work")]
+    Works,
+    /// It was handed out before anybody had sent a credential.
+    #[error("a pull would work: the registry asks for no credential")]
+    NotAsked,
+    /// There is no such thing for this caller.
+    #[error("the credential is accepted, and there is no such image or tag")]
+    NotThere,
+    /// It is wrong, revoked or expired.
+    #[error("the registry does not accept it: it is wrong, revoked or expired")]
+    NotAccepted,
+    /// It is not for this repository; ECR answers so to an expired token too.
+    #[error("it gives no right to pull from this repository, or it has expired")]
+    NotAllowed,
+    /// Asked too often.
+    #[error("throttled: ask again later")]
+    Throttled,
+    /// Sent elsewhere, where no credential is sent.
+    #[error("the registry sends the request elsewhere, which was not followed")]
+    Redirected,
+    /// Another answer.
+    #[error("an answer that says nothing about the credential")]
+    Unexpected,
+    /// It was not sent.
+    #[error("not sent: {0}")]
+    NotSent(Untrusted),
+    /// Nobody answered.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+}
+
+impl Meaning {
+    /// What a status means that a manifest was answered with.
+    #[must_use]
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            200 => Self::Works,
+            401 => Self::NotAccepted,
+            403 => Self::NotAllowed,
+            404 => Self::NotThere,
+            429 => Self::Throttled,
+            300..=399 => Self::Redirected,
+            _ => Self::Unexpected,
+        }
+    }
+
+    /// Whether a pull would work.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Works | Self::NotAsked)
+    }
+
+    /// A word for programs.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Works => "works",
+            Self::NotAsked => "not_asked",
+            Self::NotThere => "not_there",
+            Self::NotAccepted => "not_accepted",
+            Self::NotAllowed => "not_allowed",
+            Self::Throttled => "throttled",
+            Self::Redirected => "redirected",
+            Self::Unexpected => "unexpected",
+            Self::NotSent(_) => "not_sent",
+            Self::NoAnswer(_) => "no_answer",
+        }
+    }
+}
+
+/// The longest text of a registry's that is shown.
+const MAX_SAID: usize = 200;
+
+/// What the body of a refusal says, if it is as the distribution specification wants it. `secrets` never show: a registry
+/// may well repeat what it was sent.
+#[must_use]
+pub fn said(body: &[u8], secrets: &[&str]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let refusal: Refusal = serde_json::from_slice(body).ok()?;
+    let Item { code, message } = refusal.errors.into_iter().next()?;
+    let text = if message.is_empty() { code } else { format!("{code}: {message}") };
+    // Before it is cut: half a secret is one too.
+    if text.is_empty() || secrets.iter().any(|secret| !secret.is_empty() && text.contains(secret)) {
+        return None;
+    }
+    Some(redact(&text, MAX_SAID))
+}
+
+/// The token out of a token service's answer.
+#[must_use]
+pub fn token(body: &[u8]) -> Option<secrecy::SecretString> {
+    #[derive(Deserialize)]
+    struct Answer {
+        token: Option<secrecy::SecretString>,
+        access_token: Option<secrecy::SecretString>,
+    }
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    answer.token.or(answer.access_token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret as _;
+
+    #[test]
+    fn what_a_registry_says_is_shown_without_secrets() {
+        let said = |body: &str| said(body.as_bytes(), &["pa\"ss", "", "dG9r"]);
+        let cases = [
+            (r#"{"errors":[{"code":"DENIED","message":"no\nway"}]}"#, Some("DENIED: no\\nway")),
+            (r#"{"errors":[{"code":"DENIED"}]}"#, Some("DENIED")),
+            (r#"{"errors":[{"message":"not with pa\"ss"}]}"#, None),
+            (r#"{"errors":[{"code":"x dG9r y"}]}"#, None),
+            (r#"{"errors":[]}"#, None),
+            (r#"{"errors":[{}]}"#, None),
+            ("<html>", None),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(said(body).as_deref(), expected, "{body}");
+        }
+        let coded = |code: &str| said(&format!(r#"{{"errors":[{{"code":"{code}"}}]}}"#));
+        assert_eq!(coded(&"x ".repeat(1000)).map(|text| text.chars().count()), Some(MAX_SAID + 1));
+        // A part of a token is none of those that were sent, and is not shown all the same.
+        assert_eq!(coded(&"x".repeat(1000)).as_deref(), Some("…"));
+    }
+
+    #[test]
+    fn a_token_has_one_of_two_names() {
+        let token = |body: &str| token(body.as_bytes()).map(|token| token.expose_secret().to_owned());
+        assert_eq!(token(r#"{"token":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(token(r#"{"access_token":"b","expires_in":60}"#).as_deref(), Some("b"));
+        assert_eq!(token(r#"{"token":"a","access_token":"b"}"#).as_deref(), Some("a"));
+        assert_eq!(token("{}"), None);
+        assert_eq!(token("[]"), None);
+    }
+}

@@ -1,0 +1,376 @@
+//! Which pull secrets are meant: names, globs on namespaces, namespaces by label.
+//!
+//! Pure. Every name is one that Kubernetes takes, so that no code past the command line checks or escapes it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+/// One Secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretRef {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name.
+    pub name: Name,
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A namespace's name: an RFC 1123 label.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Namespace(String);
+
+/// A Secret's or service account's name: an RFC 1123 subdomain.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+/// A pattern for namespaces, in which `*` stands for any number of characters and `?` for one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Glob(String);
+
+/// A label that a namespace must have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Label {
+    key: String,
+    value: String,
+}
+
+/// What `--pull-secret NAMESPACE/NAME` says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PullSecretArg {
+    /// One secret.
+    Exactly(SecretRef),
+    /// One in each namespace that matches.
+    Glob(Glob, Name),
+}
+
+impl fmt::Display for PullSecretArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(secret) => write!(f, "{secret}"),
+            Self::Glob(glob, name) => write!(f, "{glob}/{name}"),
+        }
+    }
+}
+
+/// Why a text is no name, or no pattern. The messages teach the format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ParseNameError {
+    /// There is no `/`.
+    #[error("expected NAMESPACE/NAME, for example `default/ecr-creds`")]
+    Shape,
+    /// Not an RFC 1123 label.
+    #[error("`{}` is no namespace: use lower-case letters, digits and inner `-`, 63 at most", .0.escape_debug())]
+    Namespace(String),
+    /// Not an RFC 1123 label, wildcards aside.
+    #[error("`{}` matches no namespace: use lower-case letters, digits, `-`, `*` and `?`", .0.escape_debug())]
+    Glob(String),
+    /// Not an RFC 1123 subdomain.
+    #[error("`{}` is no name: use lower-case letters, digits, inner `-` and `.`, 253 at most", .0.escape_debug())]
+    Name(String),
+    /// Not `KEY=VALUE`, or one of the two is none.
+    #[error("`{}` is no label: expected KEY=VALUE, for example `ecr-creds=enabled`", .0.escape_debug())]
+    Label(String),
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// What Kubernetes takes for a label's value, and for the last part of its key.
+fn is_qualified(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    text.len() <= 63
+        && is_end(bytes.first())
+        && is_end(bytes.last())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+}
+
+impl FromStr for Namespace {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if is_label(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseNameError::Namespace(text.to_owned()))
+        }
+    }
+}
+
+impl FromStr for Name {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if is_subdomain(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseNameError::Name(text.to_owned()))
+        }
+    }
+}
+
+impl FromStr for Glob {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*?".contains(&byte);
+        let fixed = text.bytes().filter(|byte| *byte != b'*').count();
+        // A name neither begins nor ends with a hyphen.
+        let possible = (1..=253).contains(&text.len())
+            && fixed <= 63
+            && text.bytes().all(allowed)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if possible { Ok(Self(text.to_owned())) } else { Err(ParseNameError::Glob(text.to_owned())) }
+    }
+}
+
+impl FromStr for Label {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || ParseNameError::Label(text.to_owned());
+        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+        let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+        let good = prefix.is_none_or(is_subdomain)
+            && is_qualified(name)
+            && (value.is_empty() || is_qualified(value));
+        if good { Ok(Self { key: key.to_owned(), value: value.to_owned() }) } else { Err(wrong()) }
+    }
+}
+
+impl FromStr for PullSecretArg {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (namespace, name) = text.split_once('/').ok_or(ParseNameError::Shape)?;
+        let name = name.parse()?;
+        if namespace.contains(['*', '?']) {
+            Ok(Self::Glob(namespace.parse()?, name))
+        } else {
+            Ok(Self::Exactly(SecretRef { namespace: namespace.parse()?, name }))
+        }
+    }
+}
+
+macro_rules! text {
+    ($($name:ty),*) => {$(
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+text!(Namespace, Name, Glob);
+
+impl Glob {
+    /// Whether a namespace's whole name matches.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        // Where to go on if the rest does not match: the last `*` takes one character more. Names are short.
+        let (mut at, mut of, mut again) = (0, 0, None);
+        while of < name.len() {
+            match pattern.get(at) {
+                Some(b'*') => {
+                    again = Some((at, of));
+                    at += 1;
+                }
+                Some(byte) if *byte == b'?' || *byte == name[of] => {
+                    at += 1;
+                    of += 1;
+                }
+                _ => {
+                    let Some((star, taken)) = again else { return false };
+                    again = Some((star, taken + 1));
+                    (at, of) = (star + 1, taken + 1);
+                }
+            }
+        }
+        pattern[at..].iter().all(|byte| *byte == b'*')
+    }
+}
+
+/// Which namespaces a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespaceSelector {
+    /// Those whose name matches.
+    Glob(Glob),
+    /// Those that have this label.
+    Label(Label),
+}
+
+/// The pull secrets to keep, and the service accounts that should name them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PullSecrets {
+    /// Secrets that are named.
+    pub named: BTreeSet<SecretRef>,
+    /// Secrets in namespaces that are found.
+    pub found: Vec<(NamespaceSelector, Name)>,
+    /// In each namespace of these secrets, service accounts to patch.
+    pub service_accounts: BTreeSet<Name>,
+}
+
+impl PullSecrets {
+    /// Whether there is nothing to keep.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty() && self.found.is_empty()
+    }
+
+    /// The secrets that belong into a namespace.
+    #[must_use]
+    pub fn in_namespace(
+        &self,
+        namespace: &Namespace,
+        labels: &BTreeMap<String, String>,
+    ) -> BTreeSet<SecretRef> {
+        let is_for = |which: &NamespaceSelector| match which {
+            NamespaceSelector::Glob(glob) => glob.matches(namespace.as_str()),
+            NamespaceSelector::Label(label) => labels.get(&label.key) == Some(&label.value),
+        };
+        let found = self.found.iter().filter(|(which, _)| is_for(which));
+        let found = found.map(|(_, name)| SecretRef { namespace: namespace.clone(), name: name.clone() });
+        self.named.iter().filter(|secret| secret.namespace == *namespace).cloned().chain(found).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_pull_secret_is_a_namespace_and_a_name() {
+        let cases = [
+            ("default/ecr-creds", true),
+            ("team-*/ecr-creds", true),
+            ("*/a.b-c", true),
+            ("?/a", true),
+            ("default", false),
+            ("/ecr-creds", false),
+            ("default/", false),
+            ("default/a/b", false),
+            ("Default/a", false),
+            ("-a/b", false),
+            ("a-/b", false),
+            ("-*/b", false),
+            ("default/a*", false),
+            ("default/.a", false),
+            ("a.b/c", false),
+            ("a_*/c", false),
+            ("default/%2e%2e", false),
+            ("default/..", false),
+        ];
+        for (text, good) in cases {
+            assert_eq!(text.parse::<PullSecretArg>().is_ok(), good, "{text}");
+        }
+        assert!(format!("{}/a", "a".repeat(63)).parse::<PullSecretArg>().is_ok());
+        assert!(format!("{}/a", "a".repeat(64)).parse::<PullSecretArg>().is_err());
+    }
+
+    #[test]
+    fn a_label_is_a_key_and_a_value() {
+        let cases = [
+            ("ecr-creds=enabled", true),
+            ("example.com/ecr=yes", true),
+            ("ecr=", true),
+            ("ecr", false),
+            ("=x", false),
+            ("a/b/c=d", false),
+            ("ecr=-", false),
+            ("ecr=a b", false),
+            ("ecr=a=b", false),
+        ];
+        for (text, good) in cases {
+            assert_eq!(text.parse::<Label>().is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_glob_matches_whole_names() {
+        let cases = [
+            ("*", "default", true),
+            ("team-*", "team-a", true),
+            ("team-*", "team-", true),
+            ("team-*", "my-team-a", false),
+            ("*-prod", "a-prod", true),
+            ("*-prod", "a-prod-b", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbYbZ", false),
+            ("team-?", "team-a", true),
+            ("team-?", "team-ab", false),
+            ("**", "a", true),
+        ];
+        for (glob, name, matches) in cases {
+            assert_eq!(Glob(glob.to_owned()).matches(name), matches, "{glob} {name}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_has_each_of_its_secrets_once() {
+        let parse = |text: &str| text.parse::<Name>().unwrap();
+        let secrets = PullSecrets {
+            named: ["team-a/ecr-creds", "other/x"]
+                .map(|text| match text.parse().unwrap() {
+                    PullSecretArg::Exactly(secret) => secret,
+                    PullSecretArg::Glob(..) => unreachable!(),
+                })
+                .into(),
+            found: vec![
+                (NamespaceSelector::Glob("team-*".parse().unwrap()), parse("ecr-creds")),
+                (NamespaceSelector::Label("ecr=yes".parse().unwrap()), parse("more")),
+            ],
+            service_accounts: BTreeSet::new(),
+        };
+        let labels = |value: &str| BTreeMap::from([("ecr".to_owned(), value.to_owned())]);
+        let names = |namespace: &str, labels| -> Vec<String> {
+            let found = secrets.in_namespace(&namespace.parse().unwrap(), &labels);
+            found.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("team-a", labels("yes")), ["team-a/ecr-creds", "team-a/more"]);
+        assert_eq!(names("team-b", labels("no")), ["team-b/ecr-creds"]);
+        assert_eq!(names("other", labels("yes")), ["other/more", "other/x"]);
+        assert!(names("default", BTreeMap::new()).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_glob_agrees_with_the_plain_definition(glob in "[ab*?]{1,8}", name in "[ab]{0,8}") {
+            fn plain(glob: &[u8], name: &[u8]) -> bool {
+                match (glob.first(), name.first()) {
+                    (None, None) => true,
+                    (Some(b'*'), _) => plain(&glob[1..], name) || (!name.is_empty() && plain(glob, &name[1..])),
+                    (Some(b'?'), Some(_)) => plain(&glob[1..], &name[1..]),
+                    (Some(a), Some(b)) if a == b => plain(&glob[1..], &name[1..]),
+                    _ => false,
+                }
+            }
+            prop_assert_eq!(Glob(glob.clone()).matches(&name), plain(glob.as_bytes(), name.as_bytes()));
+        }
+    }
+}

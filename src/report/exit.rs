@@ -1,0 +1,48 @@
+//! How the program ends, and the one printer of errors.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+/// The exit codes. They are part of the command line's contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done.
+    Done = 0,
+    /// Unexpected; for `status`, an entry is missing or expired; for `explain`, an image has no usable credential.
+    Unexpected = 1,
+    /// The command line cannot be meant.
+    Usage = 2,
+    /// No usable AWS credentials, or no region.
+    NoCredentials = 3,
+    /// ECR refused, or could not be reached.
+    Ecr = 4,
+    /// An auth file could not be read or written.
+    AuthFile = 5,
+    /// A pull secret could not be written; the auth files were.
+    PullSecret = 6,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(ending: ExitStatus) -> Self {
+        Self::from(ending as u8)
+    }
+}
+
+/// Says why the program ends, as one log line.
+pub fn failed(error: &dyn Error, ending: ExitStatus) -> ExitStatus {
+    tracing::error!("{}", chain(error));
+    ending
+}
+
+/// An error and its causes on one line, each said once: `outer: inner: innermost`.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    line
+}
