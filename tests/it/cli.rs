@@ -1,6 +1,7 @@
 //! The command line: what it takes, what it refuses, what it prints; and that the README says the same.
 
 use crate::node::{FOREIGN, HOST, Node, read};
+use crate::tidy::sources;
 use clap::CommandFactory as _;
 use ecr_node_agent::cli::Cli;
 use serde_json::{Value, json};
@@ -255,8 +256,7 @@ fn the_table_of_options_is_that_of_the_program() {
 
 #[test]
 fn the_messages_that_the_readme_explains_are_those_of_the_program() {
-    let sources = ["cli.rs", "ecr/client.rs", "ecr/refusal.rs", "target/auth_file.rs", "target/replace.rs"];
-    let text: String = sources.map(|path| file(&format!("src/{path}"))).concat();
+    let text: String = sources("src").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     // A long message goes on in the next line of its source.
     let text = text.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
     let rows = rows("Troubleshooting");

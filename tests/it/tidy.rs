@@ -56,7 +56,7 @@ fn root() -> &'static Path {
 }
 
 /// The sources below a path that is relative to the repository.
-fn sources(path: &str) -> Vec<PathBuf> {
+pub fn sources(path: &str) -> Vec<PathBuf> {
     let path = root().join(path);
     if path.is_file() {
         return vec![path];
