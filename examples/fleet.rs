@@ -4,7 +4,8 @@
 //! clock, the same figures on every run. What they mean is written down in `docs/fleet.md`.
 #![expect(clippy::print_stdout, reason = "it exists to print")]
 
-use ecr_node_agent::time::schedule::{Interval, Life, retry_delay, throttled_delay, throttled_delay_within};
+use ecr_node_agent::time::retry::before_deadline;
+use ecr_node_agent::time::schedule::{Interval, Life, exponential_delay, throttled_delay};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
@@ -429,11 +430,16 @@ fn once_each(nodes: u32, plain: bool, seed: u64) -> (u32, u32) {
         let delay = if plain {
             Some(retry_delay(node.failures, random)).filter(|delay| *delay < remaining)
         } else {
-            throttled_delay_within(since_first, remaining, random)
+            before_deadline(throttled_delay(since_first, Duration::ZERO, random), remaining, random)
         };
         fleet.queue.extend(delay.map(|delay| Reverse((now + delay, number))));
     }
     (served, wasted)
+}
+
+/// The delay after other failures than throttling.
+fn retry_delay(failures: u32, random: f64) -> Duration {
+    exponential_delay(Duration::from_secs(1), Duration::from_mins(5), failures, random)
 }
 
 /// What an outage costs, whenever it begins, with crowds thinned out and without.

@@ -27,7 +27,8 @@ use crate::report::server::{Query, serve};
 use crate::report::systemd;
 use crate::settings::{Daemon, RefreshPolicy, Settings};
 use crate::time::clock;
-use crate::time::schedule::{Life, retry_delay, throttled_delay};
+use crate::time::retry::Backoff;
+use crate::time::schedule::Life;
 use crate::time::timer::{Deadline, Now, Timer};
 use crate::time::write_scheduler::{DriftEvent, WriteResult, WriteScheduler};
 use crate::token::{LAPSE, TokenRequest, ask, questions, tell_fetched, wanted};
@@ -204,9 +205,7 @@ struct Post {
     question: TokenRequest,
     token: Option<Token>,
     next: Deadline,
-    failures: u32,
-    /// When, by the time since boot, it was first throttled without a token to live on.
-    throttled_since: Option<Duration>,
+    backoff: Backoff,
     asking: bool,
     /// Why it is asked next.
     reason: Reason,
@@ -244,7 +243,7 @@ struct Agent {
     /// `None` until it is known whom to ask.
     posts: Option<Vec<Post>>,
     next_questions: Deadline,
-    questions_failures: u32,
+    questions_backoff: Backoff,
     asking_questions: bool,
     attempts: JoinSet<Answer>,
     files: Vec<Kept>,
@@ -281,7 +280,7 @@ impl Agent {
             daemon,
             posts: None,
             next_questions: now.after(Duration::ZERO),
-            questions_failures: 0,
+            questions_backoff: Backoff::default(),
             asking_questions: false,
             attempts: JoinSet::new(),
             files,
@@ -312,7 +311,7 @@ impl Agent {
                 );
                 self.metrics.fight(self.files.iter().any(|kept| kept.upkeep.is_fighting()));
                 let waiting = posts().filter(|post| post.refusal.is_some()).count();
-                let questions = usize::from(self.posts.is_none() && self.questions_failures > 0);
+                let questions = usize::from(self.posts.is_none() && self.questions_backoff.failures() > 0);
                 let files = self.files.iter().filter(|kept| kept.upkeep.has_failed()).count();
                 self.metrics.retries(waiting + questions + files);
                 drop(answer.send(self.metrics.text()));
@@ -474,7 +473,7 @@ impl Agent {
         let last = self.credentials_tried.map_or(Duration::ZERO, |last| last + CREDENTIALS_PAUSE);
         let next = now.after(last.saturating_sub(now.boot));
         let mut waited_for = false;
-        if self.posts.is_none() && self.questions_failures > 0 {
+        if self.posts.is_none() && self.questions_backoff.failures() > 0 {
             self.next_questions = self.next_questions.earlier(next);
             waited_for = true;
         }
@@ -499,8 +498,8 @@ impl Agent {
             }
             Answer::Questions(Err(refusal)) => {
                 self.asking_questions = false;
-                self.questions_failures += 1;
-                let delay = retry_delay(self.questions_failures, fastrand::f64());
+                let delay =
+                    self.questions_backoff.failed(refusal.retry(), now.boot, Duration::ZERO, fastrand::f64());
                 error!(error = %refusal, retry_in = ?delay, "nobody can be asked yet");
                 self.next_questions = now.after(delay);
             }
@@ -538,8 +537,7 @@ impl Agent {
                 question,
                 token,
                 next,
-                failures: 0,
-                throttled_since: None,
+                backoff: Backoff::default(),
                 asked_at: None,
                 asking: false,
                 reason,
@@ -726,8 +724,7 @@ impl Post {
         match token {
             Ok(token) => {
                 tell_fetched(&token);
-                self.failures = 0;
-                self.throttled_since = None;
+                self.backoff.reset();
                 let crowded = matches!(self.refusal, Some(Refusal::Throttled { .. }));
                 self.refusal = None;
                 if !again {
@@ -742,12 +739,11 @@ impl Post {
                 true
             }
             Err(refusal) => {
-                self.failures += 1;
                 if !again {
                     self.reason = Reason::Retry;
                 }
                 let delay = self.delay(&refusal, now);
-                let failures = self.failures;
+                let failures = self.backoff.failures();
                 match self.usable(now.wall) {
                     Some(token) => {
                         warn!(error = %refusal, failures, retry_in = ?delay, expires_at = %token.expires_at, "no new token; the old one is good until its end");
@@ -759,22 +755,16 @@ impl Post {
                 self.refusal = Some(refusal);
                 self.next = now.after(if again { self.pause(now) } else { delay });
                 // What an earlier run left may have to go, though this one never had a token.
-                self.failures == 1 && self.question.source.endpoint == Endpoint::Public
+                failures == 1 && self.question.source.endpoint == Endpoint::Public
             }
         }
     }
 
     /// How long to wait after a failure.
     fn delay(&mut self, refusal: &Refusal, now: Now) -> Duration {
-        if !matches!(refusal, Refusal::Throttled { .. }) {
-            self.throttled_since = None;
-            return retry_delay(self.failures, fastrand::f64());
-        }
         let left = self.usable(now.wall).map(|token| token.expires_at.duration_since(now.wall));
         let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
-        // While there is a token to live on, the time until its end counts, and not how long others have waited.
-        let first = if left.is_zero() { *self.throttled_since.get_or_insert(now.boot) } else { now.boot };
-        throttled_delay(now.boot.saturating_sub(first), left, fastrand::f64())
+        self.backoff.failed(refusal.retry(), now.boot, left, fastrand::f64())
     }
 
     /// How long it must still be left alone.

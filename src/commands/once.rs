@@ -14,14 +14,14 @@ use crate::pull_secret::{self, SecretDone};
 use crate::report::exit::ExitStatus;
 use crate::settings::Settings;
 use crate::time::clock;
-use crate::time::schedule::{retry_delay, throttled_delay_within};
+use crate::time::retry::{self, Failed};
 use crate::token::{TokenRequest, ask, questions, tell_fetched, wanted};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 use tracing::{Instrument as _, error, info_span, warn};
 
 /// Longer than anybody waits, and short enough for every clock.
@@ -163,39 +163,13 @@ async fn fetch(questions: &[TokenRequest], ecr: Arc<Ecr>, deadline: Instant) -> 
     (0..questions.len()).map(|number| tokens.remove(&number).unwrap_or_else(|| Err(missing()))).collect()
 }
 
-/// Tries until it works, until it cannot get better, or until the deadline. `last` is what to say if the first attempt
-/// is not answered by then.
-async fn until<T, F>(
-    deadline: Instant,
-    mut last: Refusal,
-    mut attempt: impl FnMut() -> F,
-) -> Result<T, Refusal>
+/// Makes attempts until one succeeds, one fails for good, or the deadline has come.
+async fn until<T, F>(deadline: Instant, unanswered: Refusal, attempt: impl FnMut() -> F) -> Result<T, Refusal>
 where
     F: Future<Output = Result<T, Refusal>>,
 {
-    let mut failures = 0_u32;
-    let mut throttled_since = None;
-    loop {
-        match timeout_at(deadline, attempt()).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(refusal)) if !refusal.is_passing() => return Err(refusal),
-            Ok(Err(refusal)) => last = refusal,
-            // What an attempt before said tells more than that this one had no time left.
-            Err(_) => return Err(last),
-        }
-        failures += 1;
-        let now = Instant::now();
-        let (remaining, random) = (deadline.duration_since(now), fastrand::f64());
-        let delay = if matches!(last, Refusal::Throttled { .. }) {
-            // Many nodes that start at once ask at once: they are served sooner if they do not insist.
-            let first = *throttled_since.get_or_insert(now);
-            throttled_delay_within(now.duration_since(first), remaining, random)
-        } else {
-            throttled_since = None;
-            Some(retry_delay(failures, random)).filter(|delay| *delay < remaining)
-        };
-        let Some(delay) = delay else { return Err(last) };
-        warn!(error = %last, failures, ?delay, "will try again");
-        sleep(delay).await;
-    }
+    let log = |failed: Failed<'_, Refusal>| {
+        warn!(error = %failed.error, failures = failed.failures, delay = ?failed.delay, "will try again");
+    };
+    retry::until(deadline, unanswered, Refusal::retry, log, attempt).await
 }

@@ -4,6 +4,7 @@
 //! answers with all that is secret in them. What is kept here is text that was chosen for being harmless.
 
 use super::token::TokenError;
+use crate::time::retry::Retry;
 use aws_smithy_http::endpoint::error::ResolveEndpointError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
@@ -132,6 +133,16 @@ impl std::fmt::Display for Ago {
 }
 
 impl Refusal {
+    /// What this says about the next attempt.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Throttled { .. } => Retry::Throttled,
+            refusal if refusal.is_passing() => Retry::Later,
+            _ => Retry::Useless,
+        }
+    }
+
     /// Whether the same question may be answered a moment later.
     #[must_use]
     pub fn is_passing(&self) -> bool {

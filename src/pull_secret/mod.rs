@@ -21,17 +21,20 @@ use crate::pull_secret::reconcile::{Ownership, WriteReason};
 use crate::report::exit::chain;
 use crate::report::metrics::{Metrics, SecretWrite};
 use crate::time::clock;
-use crate::time::schedule::retry_delay;
+use crate::time::retry::{self, Failed};
 use futures_util::{StreamExt as _, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 /// So many requests are under way at once. More would find the API server's own limit for one client.
 const AT_ONCE: usize = 16;
+
+/// The longest pause before another attempt that anything asks for.
+const LONGEST_ASKED_FOR: Duration = Duration::from_mins(5);
 
 /// What a first attempt is given at least.
 const LEAST: Duration = Duration::from_secs(10);
@@ -98,7 +101,7 @@ pub async fn once(
     dry_run: bool,
 ) -> Vec<SecretDone> {
     let cluster = Arc::new(Cluster::default());
-    let time = Time::until(deadline);
+    let time = end(deadline);
     let places = match places(&cluster, secrets, time).await {
         Ok(places) => places,
         Err(failed) => return vec![failed],
@@ -144,7 +147,7 @@ pub async fn once(
 pub async fn remove(secrets: &PullSecrets, dry_run: bool) -> Vec<SecretDone> {
     let cluster = Arc::new(Cluster::default());
     // Nobody waits for an uninstall; it can be run again.
-    let places = match places(&cluster, secrets, Time::until(Instant::now())).await {
+    let places = match places(&cluster, secrets, end(Instant::now())).await {
         Ok(places) => places,
         Err(failed) => return vec![failed],
     };
@@ -162,7 +165,7 @@ pub async fn remove(secrets: &PullSecrets, dry_run: bool) -> Vec<SecretDone> {
 async fn places(
     cluster: &Cluster,
     secrets: &PullSecrets,
-    time: Time,
+    time: Instant,
 ) -> Result<BTreeMap<Namespace, BTreeSet<SecretRef>>, SecretDone> {
     let mut places: BTreeMap<Namespace, BTreeSet<SecretRef>> = BTreeMap::new();
     for secret in &secrets.named {
@@ -193,58 +196,26 @@ where
     done
 }
 
-/// How long to try.
-#[derive(Debug, Clone, Copy)]
-struct Time {
-    /// No attempt is made again after this.
-    retry_until: Instant,
-    /// None is waited for after this: a first one has its time even where ECR has used up the rest.
-    end: Instant,
+/// When to give up: at the deadline, or after the time that a first attempt is given at least.
+fn end(deadline: Instant) -> Instant {
+    deadline.max(Instant::now() + LEAST)
 }
 
-impl Time {
-    fn until(deadline: Instant) -> Self {
-        Self { retry_until: deadline, end: deadline.max(Instant::now() + LEAST) }
-    }
-}
-
-/// Tries until it works, cannot get better, or there is no time left. `too_late` is what to say where not even the first
-/// attempt has ended by then.
+/// Makes attempts until one succeeds, one fails for good, or the deadline has come.
 async fn until<T, F>(
-    time: Time,
-    too_late: PullSecretError,
-    mut attempt: impl FnMut() -> F,
+    deadline: Instant,
+    unanswered: PullSecretError,
+    attempt: impl FnMut() -> F,
 ) -> Result<T, PullSecretError>
 where
     F: Future<Output = Result<T, PullSecretError>>,
 {
-    let mut failures = 0;
-    let mut last = too_late;
-    loop {
-        let error = match timeout_at(time.end, attempt()).await {
-            Err(_) => return Err(last),
-            Ok(Err(error)) if error.is_passing() => error,
-            Ok(other) => return other,
-        };
-        failures += 1;
-        let delay = delay(&error, failures);
-        if time.retry_until.saturating_duration_since(Instant::now()) <= delay {
-            return Err(error);
-        }
-        warn!(error = chain(&error), failures, ?delay, "will try again");
-        last = error;
-        sleep(delay).await;
-    }
+    let log = |failed: Failed<'_, PullSecretError>| {
+        let error = chain(failed.error);
+        warn!(error, failures = failed.failures, delay = ?failed.delay, "will try again");
+    };
+    retry::until(deadline, unanswered, PullSecretError::retry, log, attempt).await
 }
-
-/// How long to wait after a failure that may get better by itself.
-fn delay(error: &PullSecretError, failures: u32) -> Duration {
-    let asked_for = error.api().and_then(ApiError::retry_after).unwrap_or_default();
-    asked_for.min(LONGEST_ASKED_FOR) + retry_delay(failures, fastrand::f64())
-}
-
-/// Nobody is left alone for longer, whatever the server says.
-const LONGEST_ASKED_FOR: Duration = Duration::from_mins(5);
 
 /// Logs what became of one.
 fn told(done: SecretDone, dry_run: bool) -> SecretDone {

@@ -7,6 +7,7 @@ use super::api::{ApiError, Cluster};
 use super::names::{Name, Namespace, SecretRef};
 use super::reconcile::{Expirations, Ownership, Plan, Seen, Unfit, WriteReason};
 use crate::docker_config::merge::Wanted;
+use crate::time::retry::Retry;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
@@ -83,6 +84,16 @@ fn remedy(secret: &SecretRef) -> String {
 }
 
 impl PullSecretError {
+    /// What this says about the next attempt.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self.api().and_then(ApiError::retry_after) {
+            Some(pause) => Retry::After(pause),
+            None if self.is_passing() => Retry::Later,
+            None => Retry::Useless,
+        }
+    }
+
     /// Whether it may get better by itself.
     #[must_use]
     pub fn is_passing(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The loop of one agent among many: looks now and then, and writes what nobody else has written.
 
-use super::{AT_ONCE, Done, SecretDone, Target, count, delay, tell};
+use super::{AT_ONCE, Done, SecretDone, Target, count, tell};
 use crate::docker_config::merge::Wanted;
 use crate::pull_secret::api::{ApiError, Cluster};
 use crate::pull_secret::names::SecretRef;
@@ -9,6 +9,7 @@ use crate::pull_secret::reconcile::{Expirations, Ownership, next_look};
 use crate::pull_secret::schedule;
 use crate::report::metrics::Metrics;
 use crate::time::clock;
+use crate::time::retry::Backoff;
 use crate::time::timer::{Deadline, Now, Timer};
 use std::collections::BTreeSet;
 use std::io;
@@ -26,7 +27,7 @@ struct Post {
     secret: SecretRef,
     next: Deadline,
     looking: bool,
-    failures: u32,
+    backoff: Backoff,
     /// What was in it at the last look.
     ends: Option<Expirations>,
 }
@@ -83,7 +84,7 @@ pub async fn run(
                 tell(&done.target, &done.result);
                 count(&metrics, &done);
                 post.take(done, &tokens.borrow().clone(), clock::both());
-                metrics.secrets_failing(posts.iter().filter(|post| post.failures > 0).count());
+                metrics.secrets_failing(posts.iter().filter(|post| post.backoff.failures() > 0).count());
             },
             ended = timer.wait(next) => ended?,
         }
@@ -93,12 +94,12 @@ pub async fn run(
 impl Post {
     fn new(secret: SecretRef, now: Now) -> Self {
         let next = now.after(schedule::first_look(fastrand::f64()));
-        Self { secret, next, looking: false, failures: 0, ends: None }
+        Self { secret, next, looking: false, backoff: Backoff::default(), ends: None }
     }
 
     /// There are new tokens: the secret may be due for one of them.
     fn new_tokens(&mut self, wanted: &Wanted, now: Now) {
-        if let Some(ends) = self.ends.as_ref().filter(|_| self.failures == 0) {
+        if let Some(ends) = self.ends.as_ref().filter(|_| self.backoff.failures() == 0) {
             let look = next_look(ends, wanted, now.wall, chances());
             self.next = self.next.earlier(now.after(look.max(PAUSE)));
         }
@@ -121,22 +122,22 @@ impl Post {
             }
             Ok(Done::Patched(_)) => PAUSE,
             Err(error) => {
-                self.failures += 1;
-                self.next = now.after(self.after(&error).max(PAUSE));
-                debug!(secret = %self.secret, failures = self.failures, "will try again");
+                self.next = now.after(self.after(&error, now).max(PAUSE));
+                debug!(secret = %self.secret, failures = self.backoff.failures(), "will try again");
                 return;
             }
         };
-        self.failures = 0;
+        self.backoff.reset();
         self.next = now.after(wait.max(PAUSE));
     }
 
-    fn after(&self, error: &PullSecretError) -> Duration {
+    fn after(&mut self, error: &PullSecretError, now: Now) -> Duration {
+        let delay = self.backoff.failed(error.retry(), now.boot, Duration::ZERO, fastrand::f64());
         // A kubeconfig that is not there yet costs nobody but this node a look.
         if error.is_passing() || matches!(error.api(), Some(ApiError::Config(_))) {
-            delay(error, self.failures)
+            delay
         } else {
-            schedule::after_refusal(self.failures, fastrand::f64())
+            schedule::after_refusal(self.backoff.failures(), fastrand::f64())
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::api::{ApiError, Cluster, RbacAction, SeenNamespace, after_refusal};
 use super::names::{Name, Namespace, SecretRef};
-use crate::time::schedule::retry_delay;
+use crate::time::retry::{Backoff, Retry};
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -22,8 +22,8 @@ const PAGE: u32 = 100;
 
 /// A watch that lasted so long begins anew without the delay of those before.
 const LASTING: Duration = Duration::from_mins(1);
-/// A watch is tried again within half a minute: [`retry_delay`] doubles from one second.
-const MOST_FAILURES: u32 = 6;
+/// A watch is tried again within half a minute.
+const LONGEST: Duration = Duration::from_secs(32);
 
 /// What to watch. Without a namespace: in all of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ pub async fn watch(
     interest: Interest,
     changes: mpsc::Sender<(usize, Change)>,
 ) {
-    let mut failures = 0;
+    let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST);
     loop {
         let began = tokio::time::Instant::now();
         let failed = match cluster.client().await {
@@ -76,11 +76,14 @@ pub async fn watch(
             }
             Err(error) => error,
         };
-        failures = if began.elapsed() > LASTING { 1 } else { (failures + 1).min(MOST_FAILURES) };
+        if began.elapsed() > LASTING {
+            backoff.reset();
+        }
+        let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
         if changes.send((number, Change::Failed(failed))).await.is_err() {
             return;
         }
-        tokio::time::sleep(retry_delay(failures, fastrand::f64())).await;
+        tokio::time::sleep(delay).await;
     }
 }
 

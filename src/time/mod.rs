@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod cron;
+pub mod retry;
 pub mod schedule;
 pub mod timer;
 pub mod write_scheduler;

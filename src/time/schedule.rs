@@ -8,11 +8,6 @@ use std::time::Duration;
 
 /// No refresh is planned later than this before a token's end.
 const MARGIN: SignedDuration = SignedDuration::from_mins(30);
-/// What the first delay is drawn from.
-const FIRST: Duration = Duration::from_secs(1);
-/// What no delay exceeds.
-const LONGEST: Duration = Duration::from_mins(5);
-
 /// ECR's throttle, as it documents it for each account and region: 200 at once, then 20 a second. A thousand nodes can
 /// be served in 40 s, so every node comes back within 45: that many seconds hold 900 calls. It does not come back in
 /// the first three, so that what chance crowds together finds a few permits.
@@ -97,15 +92,14 @@ impl Life {
     }
 }
 
-/// How long to wait before the next try, after `failures` (1 or more) in a row.
+/// How long to wait before the next attempt, after `failures` (1 or more) in a row.
 ///
-/// Exponential with full jitter: anything from zero to a second, doubling with each failure up to five minutes, so
-/// that a fleet that failed together does not come back together. `random` is uniform in `0.0..1.0`.
+/// Exponential with full jitter: anything from zero to `first`, doubling with each failure up to `longest`, so that a fleet
+/// that failed together does not come back together. `random` is uniform in `0.0..1.0`.
 #[must_use]
-pub fn retry_delay(failures: u32, random: f64) -> Duration {
+pub fn exponential_delay(first: Duration, longest: Duration, failures: u32, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    let ceiling = FIRST.saturating_mul(1 << doublings).min(LONGEST);
-    ceiling.mul_f64(random.clamp(0.0, 1.0))
+    first.saturating_mul(1 << doublings).min(longest).mul_f64(random.clamp(0.0, 1.0))
 }
 
 /// How long to wait after being throttled.
@@ -138,17 +132,6 @@ pub fn throttled_delay(since_first: Duration, left: Duration, random: f64) -> Du
         (GROWTH - 1.0 + GROWTH_JITTER * (2.0 * random - 1.0)) * (waited + HEAD_START_S)
     };
     Duration::from_secs_f64(delay.min(LONGEST_THROTTLED_S))
-}
-
-/// As [`throttled_delay`], for a node without a token that gives up when `remaining` is over. A try that would come too late
-/// comes at any moment before; in the last second, none does.
-#[must_use]
-pub fn throttled_delay_within(since_first: Duration, remaining: Duration, random: f64) -> Option<Duration> {
-    let delay = throttled_delay(since_first, Duration::ZERO, random);
-    if delay < remaining {
-        return Some(delay);
-    }
-    (remaining >= Duration::from_secs(1)).then(|| remaining.mul_f64(random.clamp(0.0, 1.0)))
 }
 
 #[cfg(test)]
@@ -215,14 +198,6 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_doubles_from_a_second_to_five_minutes() {
-        let cases = [(0, 1), (1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (17, 300), (u32::MAX, 300)];
-        for (failures, seconds) in cases {
-            assert_eq!(retry_delay(failures, 1.0), Duration::from_secs(seconds), "after {failures} failures");
-        }
-    }
-
-    #[test]
     fn a_throttled_node_waits_in_proportion_to_what_it_has_waited() {
         let cases = [
             // since the first, left of the token, random, delay, all in seconds
@@ -254,24 +229,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_throttled_node_that_gives_up_soon_tries_once_more_before() {
-        let cases = [
-            // since the first, remaining, random, delay, all in seconds
-            (0.0, 60.0, 0.5, Some(24.0)),
-            (24.0, 36.0, 0.5, Some(18.0)), // 54 s is too late
-            (42.0, 18.0, 0.0, Some(12.0)),
-            (42.0, 18.0, 0.9, Some(16.2)),
-            (59.5, 0.5, 0.5, None),
-        ];
-        for (since, remaining, random, delay) in cases {
-            let [since_first, remaining] = [since, remaining].map(Duration::from_secs_f64);
-            let got = throttled_delay_within(since_first, remaining, random);
-            let got = got.map(|got| (got.as_secs_f64() * 1e6).round() / 1e6);
-            assert_eq!(got, delay, "since {since}, remaining {remaining:?}, random {random}");
-        }
-    }
-
     proptest! {
         #[test]
         fn a_throttled_node_never_storms_and_never_despairs(
@@ -281,8 +238,6 @@ mod tests {
             let without = throttled_delay(since, Duration::ZERO, random);
             prop_assert!(Duration::from_secs(3) <= without && without <= Duration::from_hours(1));
             prop_assert!(without <= since.max(Duration::from_secs(100)), "no more than it has waited already");
-            let within = throttled_delay_within(since, left, random);
-            prop_assert!(within.is_none_or(|delay| delay <= left), "not when it is too late");
             let with = throttled_delay(since, left + Duration::from_secs(3), random);
             prop_assert!(Duration::from_millis(500) <= with && with <= Duration::from_hours(1));
             prop_assert!(with < left + Duration::from_secs(3), "there is another try before its end");
@@ -301,14 +256,6 @@ mod tests {
             prop_assert!(due <= life.due(interval, 0.0), "the spread never makes it later");
             let crowded = life.due(interval.after_a_crowd(), random);
             prop_assert!(fetched_at <= crowded && crowded <= due, "a crowd never makes it later");
-        }
-
-        #[test]
-        fn jitter_is_full(failures in 1_u32..20, random in 0.0_f64..1.0) {
-            let ceiling = retry_delay(failures, 1.0);
-            let delay = retry_delay(failures, random);
-            prop_assert!(delay <= ceiling);
-            prop_assert!((delay.as_secs_f64() - ceiling.as_secs_f64() * random).abs() < 1e-6);
         }
     }
 }

@@ -3,8 +3,8 @@
 //! Pure: the caller passes `now` and what chance drew, and does the writing. One [`WriteScheduler`] for each auth file, and for each
 //! pull secret that is watched, so that a fight over one, or one that cannot be written, holds up no other.
 
-use crate::time::schedule::retry_delay;
-use crate::time::timer::{Deadline, Now};
+use super::retry::{Backoff, Retry};
+use super::timer::{Deadline, Now};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ pub struct WriteScheduler {
     /// The wish that is being fulfilled.
     carried: Option<PendingWrite>,
     not_before: Option<Deadline>,
-    failures: u32,
+    backoff: Backoff,
     /// When, by the time since boot, it was repaired lately.
     repairs: VecDeque<Duration>,
     fighting: bool,
@@ -72,7 +72,7 @@ impl WriteScheduler {
     /// Somebody may have changed the file. What held up a write may be gone with it.
     pub fn look(&mut self, now: Now) {
         self.wish = self.wish.max(Some(PendingWrite::Drift));
-        if self.failures > 0 && !self.fighting {
+        if self.backoff.failures() > 0 && !self.fighting {
             self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(TRY_PAUSE)));
         }
     }
@@ -97,11 +97,14 @@ impl WriteScheduler {
     pub fn end(&mut self, came: WriteResult, now: Now, random: f64) -> DriftEvent {
         let drift = self.carried.take() == Some(PendingWrite::Drift);
         let new_meanwhile = self.wish == Some(PendingWrite::New);
-        self.failures = if came == WriteResult::Failed { self.failures.saturating_add(1) } else { 0 };
+        if came != WriteResult::Failed {
+            self.backoff.reset();
+        }
         let tell = match came {
             WriteResult::Failed => {
                 self.wish = Some(PendingWrite::New);
-                self.not_before = Some(now.after(retry_delay(self.failures, random)));
+                let delay = self.backoff.failed(Retry::Later, now.boot, Duration::ZERO, random);
+                self.not_before = Some(now.after(delay));
                 DriftEvent::Nothing
             }
             WriteResult::Changed if drift => self.repaired(now),
@@ -139,7 +142,7 @@ impl WriteScheduler {
     /// Whether the last write failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.failures > 0
+        self.backoff.failures() > 0
     }
 }
 
