@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode};
 use secrecy::zeroize::Zeroizing;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,13 @@ impl AuthFile {
             (true, _) => self.inside().bring_along(false, manner)?,
             (false, false) => self.bring_along(true, manner)?,
             // Only in a dry run: else there is a directory by now.
-            (false, true) => Outcome { mode: None, effect: Effect::Unchanged, link: None, notes: Vec::new() },
+            (false, true) => Outcome {
+                mode: None,
+                effect: Effect::Unchanged,
+                link: None,
+                records: BTreeMap::new(),
+                notes: Vec::new(),
+            },
         };
         outcome.link = (!linked).then_some(Link::Made);
         if !dry_run {
@@ -98,7 +105,13 @@ impl AuthFile {
     /// Where that is not safe, or fails. The kubelet reads what it read before.
     pub fn unlink(&self, dry_run: bool) -> Result<Outcome, AuthFileError> {
         let link = self.undo(dry_run)?;
-        Ok(Outcome { mode: None, effect: Effect::Unchanged, link, notes: Vec::new() })
+        Ok(Outcome {
+            mode: None,
+            effect: Effect::Unchanged,
+            link,
+            records: BTreeMap::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// Takes out what is ours and puts the file back in its place, or with `dry_run` only says what that would change.

@@ -10,6 +10,7 @@ pub mod replace;
 use self::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
 use crate::docker_config::document::{self, Document, Parsed, Shape, Spoilt, Unusable};
 use crate::docker_config::key::shown;
+use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
 use crate::docker_config::search::{Content, Kubelet, Place};
 use jiff::Timestamp;
@@ -70,6 +71,8 @@ pub struct Outcome {
     pub effect: Effect,
     /// What became of the link in the kubelet's root, or would in a dry run; `None` where it is as it was.
     pub link: Option<Link>,
+    /// The entries of ours that are in the file now, by key; empty after a dry run.
+    pub records: BTreeMap<String, Record>,
     /// Worth telling: what was found on the way.
     pub notes: Vec<Note>,
 }
@@ -294,7 +297,13 @@ impl AuthFile {
         manner: PublishOptions,
     ) -> Result<Outcome, AuthFileError> {
         let opened = self.open(manner.dry_run)?;
-        let unchanged = |notes| Outcome { mode: None, effect: Effect::Unchanged, link: None, notes };
+        let unchanged = |notes| Outcome {
+            mode: None,
+            effect: Effect::Unchanged,
+            link: None,
+            records: BTreeMap::new(),
+            notes,
+        };
         let (mut document, found, reasons) = match self.judge(&opened) {
             // The kubelet reads it, and nobody has to write it for this.
             Err(AuthFileError::CannotCarry { .. }) => return Ok(unchanged(Vec::new())),
@@ -322,7 +331,13 @@ impl AuthFile {
         let (document, found, reasons) = self.judge(&opened)?;
         // What the kubelet ignores serves nobody: without entries of ours in it, it is not ours to mend.
         if found == Found::Nothing || document.ledger().is_none() {
-            return Ok(Outcome { mode: None, effect: Effect::Unchanged, link: None, notes: Vec::new() });
+            return Ok(Outcome {
+                mode: None,
+                effect: Effect::Unchanged,
+                link: None,
+                records: BTreeMap::new(),
+                notes: Vec::new(),
+            });
         }
         let hides_another = self.hidden().is_some_and(|hidden| hidden.document().is_ok());
         let plan = merge::remove(document, hides_another);
@@ -485,7 +500,7 @@ impl AuthFile {
             if !reasons.is_empty() && effect != Effect::Unchanged {
                 notes.push(Note::WouldSetAside { reasons });
             }
-            return Ok(Outcome { mode: found, effect, link: None, notes });
+            return Ok(Outcome { mode: found, effect, link: None, records: BTreeMap::new(), notes });
         }
         if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
             notes.push(self.set_aside(&directory, &name, &bytes, reasons, manner.now)?);
@@ -510,7 +525,12 @@ impl AuthFile {
         let mode = (!matches!(effect, Effect::Deleted(_))
             && (found.is_some() || effect != Effect::Unchanged))
             .then_some(mode);
-        Ok(Outcome { mode, effect, link: None, notes })
+        let records = match plan {
+            Plan::Keep => document::own_records(&bytes),
+            Plan::Replace(new, _) => document::own_records(new),
+            Plan::Delete(_) => BTreeMap::new(),
+        };
+        Ok(Outcome { mode, effect, link: None, records, notes })
     }
 
     /// Copies a file that the kubelet ignores to `<name>.invalid-<time>`, unless such a copy is there already.

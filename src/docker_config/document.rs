@@ -8,7 +8,7 @@
 use super::entry::{self, Credentials, EntryProblem};
 use super::json::{self, Member};
 use super::key;
-use super::ledger::{self, Ledger};
+use super::ledger::{self, Ledger, Record};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::borrow::Cow;
@@ -287,6 +287,17 @@ impl Entry<'_> {
             Self::AsItWas(text) => entry::decode(text).ok(),
         }
     }
+}
+
+/// The records of the entries that are ours in a document: those whose content is what we wrote. Empty where the document
+/// cannot be read.
+#[must_use]
+pub fn own_records(bytes: &[u8]) -> BTreeMap<String, Record> {
+    let Ok(parsed) = parse(bytes) else { return BTreeMap::new() };
+    let Some(ledger) = parsed.document.ledger() else { return BTreeMap::new() };
+    let is_ours = |key: &str, record: &Record| parsed.document.digest(key).as_ref() == Some(&record.digest);
+    let own = ledger.entries.iter().filter(|(key, record)| is_ours(key, record));
+    own.map(|(key, record)| (key.clone(), record.clone())).collect()
 }
 
 impl<'a> Document<'a> {
