@@ -147,6 +147,7 @@ impl Agent {
             expires_at: self.life.expires_at,
             fetched_at: self.life.fetched_at,
             source: "eu-west-1".to_owned(),
+            default_registry: false,
         };
         self.wanted = Wanted { drop_others: true, ..Wanted::default() };
         self.wanted.entries.insert(KEY.to_owned(), entry);

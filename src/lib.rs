@@ -12,6 +12,7 @@ pub mod ecr;
 pub mod inspect;
 pub mod pull_secret;
 pub mod report;
+pub mod round;
 pub mod settings;
 pub mod time;
 pub mod token;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 /// The program: parse the command line, start logging, run the command, return the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    report::exit::forbid_core_dumps();
     let cli = cli::Cli::parse();
     let (filter, format) = cli.logging();
     report::logging::init(filter, format);

@@ -22,7 +22,7 @@ pub const DEFAULT_AUTH_FILE: &str = "/var/lib/kubelet/config.json";
 #[derive(Debug)]
 pub enum Command {
     /// Keep every target current until stopped.
-    Run(Settings, Daemon),
+    Run(Settings, DaemonSettings),
     /// Refresh every target once.
     Once(Settings),
     /// Tell what the auth files hold.
@@ -90,9 +90,9 @@ pub struct Settings {
 
 /// What the agent needs to run on.
 #[derive(Debug, Clone)]
-pub struct Daemon {
+pub struct DaemonSettings {
     /// When to refresh.
-    pub rule: RefreshPolicy,
+    pub policy: RefreshPolicy,
     /// Where to serve metrics and probes, if anywhere.
     pub listen: Option<SocketAddr>,
     /// Files besides a mounted Secret that credentials come from.

@@ -1,11 +1,11 @@
 //! Signals: stop, and refresh now.
 
 use std::io;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 /// What somebody asked for by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum Signal {
     /// SIGTERM or SIGINT.
     Stop,
     /// SIGHUP: refresh now.
@@ -15,9 +15,9 @@ pub enum Asked {
 /// The signals that the agent listens to.
 #[derive(Debug)]
 pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: unix::Signal,
 }
 
 impl Signals {
@@ -34,17 +34,17 @@ impl Signals {
     }
 
     /// The next one. May be dropped while it waits.
-    pub async fn next(&mut self) -> Asked {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Refresh,
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.hangup.recv() => Signal::Refresh,
         }
     }
 
     /// Waits until somebody asks to stop, whatever else is asked meanwhile.
     pub async fn stop(&mut self) {
-        while self.next().await != Asked::Stop {}
+        while self.next().await != Signal::Stop {}
     }
 }

@@ -182,6 +182,12 @@ pub enum AuthFileError {
         /// What was attempted, and what the system said.
         source: StepError,
     },
+    /// The system did not answer.
+    #[error("{} was not read or written in time: its file system hangs. Whether it was replaced is not known", .0.display())]
+    Hangs(PathBuf),
+    /// A fault of this program.
+    #[error("the write of {} ended with a panic; the file is the old one or the new one, whole", .0.display())]
+    Panicked(PathBuf),
     /// The file could not be read.
     #[error("cannot read {}", path.display())]
     Read {

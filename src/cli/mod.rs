@@ -9,7 +9,7 @@ use crate::ecr::registry::{Region, Registry, RoleArn};
 use crate::pull_secret::names::{Label, Name, NamespaceSelector, PullSecretArg, PullSecrets};
 use crate::report::logging::{self, LogFormat};
 use crate::report::output::OutputFormat;
-use crate::settings::{Command, DEFAULT_AUTH_FILE, Daemon, RefreshPolicy, Settings, Verify};
+use crate::settings::{Command, DEFAULT_AUTH_FILE, DaemonSettings, RefreshPolicy, Settings, Verify};
 use crate::time::clock;
 use crate::time::cron::{ParseScheduleError, Schedule};
 use crate::time::schedule::Interval;
@@ -423,8 +423,8 @@ impl Cli {
                 }
                 Ok(Command::Run(
                     settings,
-                    Daemon {
-                        rule,
+                    DaemonSettings {
+                        policy: rule,
                         listen: self.listen.and_then(|maybe| maybe.0),
                         credential_files: credential_files(),
                     },

@@ -56,6 +56,10 @@ pub struct Record {
     /// Whom it was fetched from and as whom (region, kind of endpoint, role): a token in place counts as fresh only
     /// for the same source.
     pub source: String,
+    /// Whether ECR's answer named this registry, since none was asked for. An agent without `--registry` takes no other entry
+    /// for its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub default_registry: bool,
     /// A digest of the `auth` that we wrote, which tells whether the entry is still ours.
     pub digest: String,
 }

@@ -49,6 +49,8 @@ pub struct WantedEntry {
     pub fetched_at: Timestamp,
     /// Whom it was fetched from, and as whom.
     pub source: String,
+    /// Whether ECR's answer named the registry, since none was asked for.
+    pub default_registry: bool,
 }
 
 impl WantedEntry {
@@ -59,6 +61,7 @@ impl WantedEntry {
             expires_at: self.expires_at,
             fetched_at: self.fetched_at,
             source: self.source.clone(),
+            default_registry: self.default_registry,
             digest: ledger::digest(self.auth.expose_secret()),
         }
     }

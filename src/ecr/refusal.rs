@@ -39,6 +39,14 @@ pub enum Refusal {
         /// Whether it may answer a moment later.
         passing: bool,
     },
+    /// Neither credentials nor a region.
+    #[error("{credentials}; and {region}")]
+    NoCredentialsNorRegion {
+        /// Why there are no credentials.
+        credentials: Box<Refusal>,
+        /// Why there is no region.
+        region: Box<Refusal>,
+    },
     /// The caller lacks a right.
     #[error("access denied: {said}; the caller needs {needs}")]
     Forbidden {
@@ -148,6 +156,7 @@ impl Refusal {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::NoCredentials { passing, .. } | Self::NoRegion { passing, .. } => *passing,
+            Self::NoCredentialsNorRegion { credentials, .. } => credentials.is_passing(),
             Self::Clock { .. } | Self::Throttled { .. } | Self::Unavailable { .. } => true,
             Self::BadCredentials { .. }
             | Self::Forbidden { .. }
@@ -161,7 +170,24 @@ impl Refusal {
     /// Whether there are no usable credentials or no region, rather than an ECR that refuses.
     #[must_use]
     pub fn is_about_the_caller(&self) -> bool {
-        matches!(self, Self::NoCredentials { .. } | Self::BadCredentials { .. } | Self::NoRegion { .. })
+        matches!(
+            self,
+            Self::NoCredentials { .. }
+                | Self::BadCredentials { .. }
+                | Self::NoRegion { .. }
+                | Self::NoCredentialsNorRegion { .. }
+        )
+    }
+
+    /// The same, with what is wrong with the credentials, if they are missing too.
+    #[must_use]
+    pub fn and_credentials(self, credentials: Option<Self>) -> Self {
+        match credentials {
+            Some(credentials @ Self::NoCredentials { .. }) => {
+                Self::NoCredentialsNorRegion { credentials: Box::new(credentials), region: Box::new(self) }
+            }
+            _ => self,
+        }
     }
 
     /// Whether this node's clock may be to blame: signatures, certificates and tokens are good for a time.

@@ -357,6 +357,7 @@ mod tests {
             expires_at: at(fetched + 12),
             fetched_at: at(fetched),
             source: "eu-west-1".to_owned(),
+            default_registry: false,
         }
     }
 

@@ -28,6 +28,13 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
+/// Switches core dumps off, and debuggers of other users: the memory holds tokens and keys. The first thing that the program
+/// does.
+pub fn forbid_core_dumps() {
+    // A system that refuses has no such dumps to begin with; there is no log yet to tell it.
+    nix::sys::prctl::set_dumpable(false).ok();
+}
+
 /// Says why the program ends, as one log line.
 pub fn failed(error: &dyn Error, ending: ExitStatus) -> ExitStatus {
     tracing::error!("{}", chain(error));

@@ -27,6 +27,17 @@ pub struct Metrics {
     account_patches: IntCounterVec,
 }
 
+/// A token that every auth file holds.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenInPlace<'a> {
+    /// The registry.
+    pub registry: &'a str,
+    /// When ECR handed it out.
+    pub fetched_at: Timestamp,
+    /// When it expires.
+    pub expires_at: Timestamp,
+}
+
 /// Why ECR is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -210,18 +221,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The tokens that are in place: registry, start and end of each. Registries that are not among them are forgotten.
-    pub fn tokens<'a>(&self, tokens: impl IntoIterator<Item = (&'a str, Timestamp, Timestamp)>) {
+    /// The tokens that are in place. Registries that are not among them have no series any more.
+    pub fn tokens<'a>(&self, tokens: impl IntoIterator<Item = TokenInPlace<'a>>) {
         self.expiry.reset();
         self.success.reset();
-        for (registry, fetched_at, expires_at) in tokens {
-            self.token(registry, fetched_at, expires_at);
+        for TokenInPlace { registry, fetched_at, expires_at } in tokens {
+            self.expiry.with_label_values(&[registry]).set(expires_at.as_second());
+            self.success.with_label_values(&[registry]).set(fetched_at.as_second());
         }
-    }
-
-    fn token(&self, registry: &str, fetched_at: Timestamp, expires_at: Timestamp) {
-        self.expiry.with_label_values(&[registry]).set(expires_at.as_second());
-        self.success.with_label_values(&[registry]).set(fetched_at.as_second());
     }
 
     /// An attempt ended.
@@ -304,7 +311,8 @@ mod tests {
     #[test]
     fn every_metric_is_written_down() {
         let metrics = Metrics::new().unwrap();
-        metrics.tokens([("registry.example", Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)]);
+        let epoch = Timestamp::UNIX_EPOCH;
+        metrics.tokens([TokenInPlace { registry: "registry.example", fetched_at: epoch, expires_at: epoch }]);
         for reason in [Reason::Start, Reason::Deadline, Reason::Retry, Reason::Credentials, Reason::Hangup] {
             metrics.attempt(reason, Outcome::Success, Duration::from_millis(1));
         }

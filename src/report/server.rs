@@ -1,8 +1,9 @@
 //! `--listen`: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //!
-//! The server knows nothing. It asks the loop, which so shows that it is alive: a loop that hangs answers nobody. Bounded
-//! in connections, in what a client may send, and in time.
+//! The server holds no state. It asks the agent's loop, and so shows that the loop runs: a loop that hangs answers nothing.
+//! Connections, requests and times are bounded.
 
+use crate::time::retry::{Backoff, Retry};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -11,49 +12,50 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info};
 
-/// Probes and one or two Prometheus servers.
+/// Enough for probes and one or two Prometheus servers.
 const MAX_CONNECTIONS: usize = 64;
-/// What a client may take to send its request, and the whole exchange.
+/// How long a client may take to send its request's head.
 const HEADERS: Duration = Duration::from_secs(1);
+/// How long a whole exchange may take.
 const EXCHANGE: Duration = Duration::from_secs(10);
-/// The least that hyper takes, and more than any probe sends.
+/// The least that hyper takes, in bytes, and more than any probe sends.
 const MAX_HEADERS: usize = 8192;
 /// How long the loop may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How often a taken address is tried again, at the longest.
+const BIND: Duration = Duration::from_secs(30);
 
-/// What is asked of the loop.
+/// A question to the agent's loop.
 #[derive(Debug)]
 pub enum Query {
-    /// Are you there?
+    /// Whether the loop runs.
     Alive(oneshot::Sender<()>),
-    /// Which keys must be in the auth files? `None` where nobody knows yet.
-    Keys(oneshot::Sender<Option<Vec<String>>>),
+    /// Why the agent is not ready, a line each; empty if it is.
+    NotReady(oneshot::Sender<Vec<String>>),
     /// The metrics, as text.
     Metrics(oneshot::Sender<String>),
 }
 
-/// Serves until dropped. `missing` looks at the auth files and says which of the keys have no valid entry; it may block.
-/// `pull_secrets` says why the pull secrets are not ready, and is `None` where they do not count.
-pub async fn serve<M, P>(listener: TcpListener, queries: mpsc::Sender<Query>, missing: M, pull_secrets: P)
-where
-    M: Fn(&[String]) -> Vec<String> + Clone + Send + 'static,
-    P: Fn() -> Option<&'static str> + Clone + Send + 'static,
-{
+/// Serves until dropped. An address that is taken is tried again: credentials do not wait for a port.
+pub async fn serve(address: SocketAddr, queries: mpsc::Sender<Query>) {
+    let listener = bind(address).await;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            // A client beyond the bound waits in the queue of the system.
+            // A client beyond the bound waits in the system's queue.
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, queries.clone(), missing.clone(), pull_secrets.clone()));
+                    connections.spawn(connection(stream, queries.clone()));
                 }
-                // Out of descriptors, most likely: a pause, so that this does not spin on it.
+                // Out of file descriptors, most likely: the pause keeps this from spinning.
                 Err(_) => sleep(Duration::from_secs(1)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -61,15 +63,28 @@ where
     }
 }
 
-async fn connection<M, P>(stream: TcpStream, queries: mpsc::Sender<Query>, missing: M, pull_secrets: P)
-where
-    M: Fn(&[String]) -> Vec<String> + Clone + Send + 'static,
-    P: Fn() -> Option<&'static str>,
-{
+async fn bind(address: SocketAddr) -> TcpListener {
+    let mut backoff = Backoff::between(Duration::from_secs(1), BIND);
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
+                info!(%address, "serving metrics and probes");
+                return listener;
+            }
+            Err(error) if backoff.failures() == 0 => {
+                error!(%address, %error, "cannot serve metrics and probes yet; trying again until the address is free");
+            }
+            Err(error) => debug!(%address, %error, "cannot serve metrics and probes yet"),
+        }
+        sleep(backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64())).await;
+    }
+}
+
+async fn connection(stream: TcpStream, queries: mpsc::Sender<Query>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let (missing, queries) = (missing.clone(), queries.clone());
-        let not_ready = pull_secrets();
-        async move { Ok::<_, Infallible>(answer(&request, &queries, missing, not_ready).await) }
+        let queries = queries.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &queries).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -81,16 +96,11 @@ where
     drop(timeout(EXCHANGE, serving).await);
 }
 
-async fn answer(
-    request: &Request<Incoming>,
-    queries: &mpsc::Sender<Query>,
-    missing: impl Fn(&[String]) -> Vec<String> + Send + 'static,
-    not_ready: Option<&'static str>,
-) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, queries: &mpsc::Sender<Query>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
     }
-    let hangs = || text(StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n".to_owned());
+    let hangs = || text(StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer\n".to_owned());
     match request.uri().path() {
         "/metrics" => match ask(queries, Query::Metrics).await {
             Some(metrics) => {
@@ -105,27 +115,12 @@ async fn answer(
             Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
             None => hangs(),
         },
-        "/readyz" => match ask(queries, Query::Keys).await {
-            Some(Some(keys)) => match not_ready {
-                Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-                None => readiness(missing, keys).await,
-            },
-            Some(None) => text(StatusCode::SERVICE_UNAVAILABLE, "not known yet whom to ask\n".to_owned()),
+        "/readyz" => match ask(queries, Query::NotReady).await {
+            Some(reasons) if reasons.is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
+            Some(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             None => hangs(),
         },
         _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz\n".to_owned()),
-    }
-}
-
-/// Whether every registry that was asked for has an unexpired entry on disk now.
-async fn readiness(
-    missing: impl Fn(&[String]) -> Vec<String> + Send + 'static,
-    keys: Vec<String>,
-) -> Response<Full<Bytes>> {
-    match tokio::task::spawn_blocking(move || missing(&keys)).await {
-        Ok(missing) if missing.is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
-        Ok(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n"),
-        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the files could not be looked at\n".to_owned()),
     }
 }
 

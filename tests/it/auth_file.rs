@@ -49,7 +49,7 @@ fn foreign_entries_survive_in_order_and_ours_is_replaced() {
 fn an_entry_of_ours_that_nobody_marked_is_taken_over_with_a_log_line() {
     let content = json!({ "auths": { HOST: { "auth": "QVdTOm9sZA==" } } }).to_string();
     let node = Node::with_auth_file(&content);
-    node.once(&[]).expect(0, &["it is ours from now on", HOST]);
+    node.once(&[]).expect(0, &["took over entries that carried no record of this agent", HOST]);
     node.assert_latest_token(HOST);
 }
 
@@ -355,7 +355,13 @@ pub fn wanted(number: usize) -> Wanted {
     let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
     let auth = SecretString::from(STANDARD.encode(format!("AWS:{number:01800}")));
     let expires_at = now + SignedDuration::from_hours(12);
-    let entry = WantedEntry { auth, expires_at, fetched_at: now, source: "eu-west-1".to_owned() };
+    let entry = WantedEntry {
+        auth,
+        expires_at,
+        fetched_at: now,
+        source: "eu-west-1".to_owned(),
+        default_registry: false,
+    };
     let entries = BTreeMap::from([(HOST.to_owned(), entry)]);
     Wanted { entries, drop_others: true, ..Wanted::default() }
 }
@@ -421,7 +427,7 @@ fn a_secret_in_a_file_that_is_none_is_not_shown() {
     let status = node
         .run(&["status", "--auth-file", auth_file.to_str().unwrap()])
         .expect(0, &[&format!("https://…@{HOST}")]);
-    let once = node.once(&[]).expect(0, &["it is ours from now on"]);
+    let once = node.once(&[]).expect(0, &["took over entries that carried no record of this agent"]);
     assert!(!format!("{}{}", status.out, once.err).contains("hunter2"), "a password in a key is shown");
 }
 

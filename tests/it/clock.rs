@@ -139,7 +139,7 @@ mod steps {
         let agent = node.start(&[]);
         agent.wait_for("\"published\"", 1);
         step(day());
-        agent.wait_for("somebody has set the clock", 1);
+        agent.wait_for("the wall clock was set", 1);
         agent.wait_for("\"published\"", 2);
         node.assert_latest_token(HOST);
         assert_eq!(node.aws.count(Api::Ecr), 2, "{}", agent.said());
@@ -157,7 +157,7 @@ mod steps {
         // What its own write wakes it for is over.
         sleep(Duration::from_secs(2));
         step(-day());
-        agent.wait_for("somebody has set the clock", 1);
+        agent.wait_for("the wall clock was set", 1);
         assert!(start.elapsed() < Duration::from_secs(15), "nobody told it before the next refresh");
         assert_calm(&agent, &node);
         // Not a day late: by the time since boot.

@@ -193,7 +193,7 @@ fn without_credentials_every_source_says_why() {
 
     let mut node = poor();
     node.unset("AWS_REGION");
-    node.once(&[]).expect(3, &[&sources[..], &["no AWS region either", "--region"]].concat());
+    node.once(&[]).expect(3, &[&sources[..], &["and no AWS region", "--region"]].concat());
     let mut node = Node::new();
     node.unset("AWS_REGION");
     node.once(&[]).expect(3, &["no AWS region: give --region, set AWS_REGION"]);

@@ -30,7 +30,7 @@ fn it_fetches_at_once_publishes_and_stops_when_asked() {
         let agent = node.start(&[]);
         agent.wait_for("\"published\"", 1);
         node.assert_latest_token(HOST);
-        agent.stop_by(signal).expect(0, &["asked to stop"]);
+        agent.stop_by(signal).expect(0, &["stopping"]);
         assert_eq!(node.aws.count(Api::Ecr), 1);
         assert_eq!(node.names(), ["config.json"]);
     }
@@ -42,8 +42,8 @@ fn a_start_that_finds_a_good_token_asks_nobody() {
     let before = fs::metadata(node.auth_file()).unwrap().modified().unwrap();
     for _ in 0..3 {
         let agent = node.start(&[]);
-        agent.wait_for("already as it should be", 1);
-        agent.stop().expect(0, &["a good token of ours is in place"]);
+        agent.wait_for("the auth file is up to date", 1);
+        agent.stop().expect(0, &["found a good token in the auth file"]);
     }
     assert_eq!(node.aws.count(Api::Ecr), 1);
     assert_eq!(fs::metadata(node.auth_file()).unwrap().modified().unwrap(), before);
@@ -136,12 +136,12 @@ fn drift_is_repaired_from_memory_without_asking_ecr() {
         let node = served();
         fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o600)).unwrap();
         let agent = node.start(&[]);
-        agent.wait_for("already as it should be", 1);
+        agent.wait_for("the auth file is up to date", 1);
         let start = Instant::now();
         damage(&node);
         agent.wait(what, || is_mended(&node));
         tell(&format!("{what}: repaired after {} ms", start.elapsed().as_millis()));
-        agent.wait_for("it was repaired", 1);
+        agent.wait_for("were restored", 1);
         let run = agent.stop().expect(0, &[]);
         assert!(!run.err.contains("once a minute"), "the watch did not see it: {}", run.err);
         assert_eq!(node.aws.count(Api::Ecr), 1, "{what}");
@@ -152,12 +152,12 @@ fn drift_is_repaired_from_memory_without_asking_ecr() {
 fn a_fight_with_another_writer_is_damped_and_told() {
     let node = served();
     let agent = node.start(&[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     for round in 1..=11 {
         agent.wait("our token", || has_our_token(&node));
         fs::remove_file(node.auth_file()).unwrap();
         agent.wait_for(
-            if round <= 10 { "it was repaired" } else { "once a minute" },
+            if round <= 10 { "were restored" } else { "once a minute" },
             if round <= 10 { round } else { 1 },
         );
     }
@@ -180,9 +180,9 @@ fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
     for round in 1..=11 {
         agent.wait("our token", || has_our_token(&node));
         fs::remove_file(node.auth_file()).unwrap();
-        agent.wait_for("it was repaired", round.min(10));
+        agent.wait_for("were restored", round.min(10));
     }
-    agent.wait_for("from now on it is repaired once a minute", 1);
+    agent.wait_for("the agent now restores it once a minute", 1);
     agent.wait("our token", || has_our_token(&node));
     fs::remove_file(node.auth_file()).unwrap();
     for round in 11..=13 {
@@ -190,7 +190,7 @@ fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
         fs::remove_file(&other).unwrap();
         agent.wait("the other file", || other.exists());
         tell(&format!("beside a fight: repaired after {} ms", start.elapsed().as_millis()));
-        agent.wait_for("it was repaired", round);
+        agent.wait_for("were restored", round);
         assert!(start.elapsed() < Duration::from_secs(20), "it waited for the fight: {:?}", start.elapsed());
     }
     assert!(!node.auth_file().exists(), "the fight goes on");
@@ -202,7 +202,7 @@ fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
 fn a_directory_that_is_replaced_is_watched_again() {
     let node = served();
     let agent = node.start(&[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     fs::rename(node.path("kubelet"), node.path("old")).unwrap();
     fs::create_dir(node.path("kubelet")).unwrap();
     agent.wait("our token in the new directory", || has_our_token(&node));
@@ -219,7 +219,7 @@ fn a_disk_that_is_mounted_later_is_written_to_and_watched() {
     }
     let node = served();
     let agent = node.start_under(&["unshare", "--mount", "--propagation", "private"], &[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     let root = node.path("kubelet");
     let inside = |program: &str, arguments: &[&str]| {
         let mut command = Command::new("nsenter");
@@ -237,14 +237,14 @@ fn a_disk_that_is_mounted_later_is_written_to_and_watched() {
     };
     inside("mount", &["-t", "tmpfs", "tmpfs"]);
     agent.wait("our token on the new disk", file);
-    agent.wait_for("is another one now", 1);
-    agent.wait_for("it was repaired", 1);
+    agent.wait_for("the path leads to another directory now", 1);
+    agent.wait_for("were restored", 1);
     remove();
     agent.wait("our token once more", file);
-    agent.wait_for("it was repaired", 2);
+    agent.wait_for("were restored", 2);
     // And when it goes, the one below counts again.
     inside("umount", &[]);
-    agent.wait_for("is another one now", 2);
+    agent.wait_for("the path leads to another directory now", 2);
     agent.wait("the file below", file);
     fs::remove_file(node.auth_file()).unwrap();
     agent.wait("our token below", file);
@@ -272,11 +272,11 @@ fn without_a_watch_the_files_are_looked_at_once_a_minute() {
     }
     let node = served();
     let agent = start_limited(&node, "max_inotify_watches");
-    agent.wait_for("already as it should be", 1);
-    agent.wait_for("the files cannot be watched, and are looked at once a minute", 1);
+    agent.wait_for("the auth file is up to date", 1);
+    agent.wait_for("cannot be watched; looking at it once a minute", 1);
     fs::remove_file(node.auth_file()).unwrap();
     agent.wait_within(BLIND, "our token", || has_our_token(&node));
-    agent.wait_for("it was repaired", 1);
+    agent.wait_for("were restored", 1);
     let run = agent.stop().expect(0, &[]);
     assert!(!run.err.contains("watched again"), "{}", run.err);
     assert_eq!(node.aws.count(Api::Ecr), 1);
@@ -290,12 +290,12 @@ fn a_watch_comes_back_once_there_is_room_for_it() {
     let node = served();
     let limit = "max_inotify_instances";
     let agent = start_limited(&node, limit);
-    agent.wait_for("the files cannot be watched, and are looked at once a minute", 1);
+    agent.wait_for("cannot be watched; looking at it once a minute", 1);
     let mut raise = Command::new("nsenter");
     raise.args(["--user", "--preserve-credentials", "--target", &agent.pid().to_string()]);
     raise.args(["sh", "-c", &format!("echo 128 >/proc/sys/user/{limit}")]);
     assert!(raise.status().unwrap().success());
-    agent.wait_within(BLIND, "a watch", || agent.said().contains("the files are watched again"));
+    agent.wait_within(BLIND, "a watch", || agent.said().contains("watched again"));
     let start = Instant::now();
     fs::remove_file(node.auth_file()).unwrap();
     agent.wait("our token", || has_our_token(&node));
@@ -309,7 +309,7 @@ fn a_watch_comes_back_once_there_is_room_for_it() {
 fn events_that_nobody_had_room_for_are_no_drift_that_nobody_sees() {
     let node = served();
     let agent = node.start(&[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     let room: u32 =
         fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
     agent.signal(Signal::SIGSTOP);
@@ -321,7 +321,7 @@ fn events_that_nobody_had_room_for_are_no_drift_that_nobody_sees() {
     }
     fs::remove_file(node.auth_file()).unwrap();
     agent.signal(Signal::SIGCONT);
-    agent.wait_for("the watch is broken, and is set up again", 1);
+    agent.wait_for("were restored", 1);
     agent.wait("our token", || has_our_token(&node));
     fs::remove_file(node.auth_file()).unwrap();
     agent.wait("our token once more", || has_our_token(&node));
@@ -338,8 +338,8 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
     // The file's fsync takes so long.
     for (microseconds, signals, said) in [
         ("delay_enter=1000000", 1, "\"published\""),
-        ("delay_enter=20000000", 1, "a replacement under way took too long, and was given up"),
-        ("delay_enter=20000000", 2, "asked again: a replacement under way was given up"),
+        ("delay_enter=20000000", 1, "gave up a write that took too long"),
+        ("delay_enter=20000000", 2, "second stop signal: gave up a write that was under way"),
     ] {
         let node = Node::with_auth_file(FOREIGN);
         let (log, inject) = (node.path("strace.log"), format!("inject=fsync:{microseconds}:when=1"));
@@ -350,7 +350,7 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
         agent.wait("a replacement under way", temporary);
         let start = Instant::now();
         agent.signal(Signal::SIGTERM);
-        agent.wait_for("asked to stop", 1);
+        agent.wait_for("stopping", 1);
         if signals == 2 {
             agent.signal(Signal::SIGINT);
         }
@@ -400,7 +400,7 @@ fn rotated_credentials_are_used_as_soon_as_they_are_there() {
 fn many_hangups_at_once_cost_two_calls_at_most() {
     let node = served();
     let agent = node.start(&[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     agent.signal(Signal::SIGHUP);
     agent.wait_for("fetched an authorization token", 1);
     assert_eq!(node.aws.count(Api::Ecr), 2);
@@ -424,8 +424,8 @@ fn tokens_are_replaced_before_they_end_whatever_fails_meanwhile() {
     agent.wait_for("fetched an authorization token", 1);
     // Away from here on: the old token stays, and is told to be past its end.
     node.aws.fail(Api::Ecr, Fault::ServiceUnavailable, Times::Always);
-    agent.wait_for("the old one is good until its end", 1);
-    agent.wait_for("there is no valid token: image pulls from ECR fail", 1);
+    agent.wait_for("the old one is still valid", 1);
+    agent.wait_for("no valid token: image pulls from ECR fail", 1);
     assert!(has_our_token(&node), "an old token stays until a new one is there");
     node.aws.heal();
     agent.wait_for("fetched an authorization token", 2);
@@ -455,12 +455,12 @@ fn it_waits_for_what_is_not_there_yet() {
     node.aws.fail(Api::ImdsSession, Fault::NotFound, Times::Always);
     fs::remove_dir(node.path("kubelet")).unwrap();
     let agent = node.start(&[]);
-    agent.wait_for("nobody can be asked yet", 2);
+    agent.wait_for("cannot determine which registry to ask", 2);
     node.aws.heal();
     agent.wait_for("wrong directory mounted", 1);
     fs::create_dir(node.path("kubelet")).unwrap();
     agent.wait("our token", || node.auth_file().exists() && has_our_token(&node));
-    agent.stop().expect(0, &["a directory is missing"]);
+    agent.stop().expect(0, &["the path leads to another directory now"]);
 }
 
 #[test]
@@ -532,10 +532,10 @@ fn one_bad_file_costs_the_others_nothing() {
 fn a_newer_token_of_another_run_stays() {
     let node = served();
     let agent = node.start(&[]);
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     node.once(&[]).expect(0, &[]);
     let newer = node.document();
-    agent.wait_for("already as it should be", 2);
+    agent.wait_for("the auth file is up to date", 2);
     agent.stop().expect(0, &[]);
     // Within one second both are as good.
     let issued = node.aws.issued();
@@ -554,7 +554,7 @@ fn a_clock_that_is_set_while_nobody_waits_is_no_failure() {
     let inject = "inject=timerfd_settime:error=ECANCELED:when=3";
     let agent = node.start_under(&["strace", "-D", "-f", "-o", log.to_str().unwrap(), "-e", inject], &[]);
     // As often as that the loop comes round.
-    agent.wait_for("already as it should be", 1);
+    agent.wait_for("the auth file is up to date", 1);
     agent.signal(Signal::SIGHUP);
     agent.wait("an injection", || fs::read_to_string(&log).is_ok_and(|log| log.contains("ECANCELED")));
     agent.wait_for("fetched an authorization token", 1);

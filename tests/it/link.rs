@@ -72,7 +72,7 @@ fn the_file_is_the_same_file_through_the_link_and_back() {
     let same = fs::symlink_metadata(node.auth_file()).unwrap();
     assert_eq!((link.ino(), link.ctime_nsec()), (same.ino(), same.ctime_nsec()), "the link was made anew");
 
-    node.link(&["--undo"]).expect(0, &["the link is undone"]);
+    node.link(&["--undo"]).expect(0, &["the link was undone"]);
     node.assert_plain();
     assert_eq!(identity(), before);
     assert_eq!(node.link(&["--undo"]).expect(0, &[]).err, "");
@@ -129,7 +129,7 @@ fn a_link_to_nothing_hides_nothing_until_the_agent_writes() {
     node.once(&[]).expect(0, &[]);
     node.assert_latest_token(HOST);
     node.assert_linked();
-    node.on_file("remove", &[]).expect(0, &["deleted", "the link is undone"]);
+    node.on_file("remove", &[]).expect(0, &["deleted", "the link was undone"]);
     assert_eq!(node.names(), [""; 0]);
 
     node.link(&[]).expect(0, &[]);
@@ -179,7 +179,7 @@ fn remove_leaves_the_node_as_it_was() {
     let dry = node.on_file("remove", &["--dry-run"]).expect(0, &["remove  ", "would no longer be a link"]);
     assert!(!dry.out.contains("keep "), "{}", dry.out);
     node.assert_linked();
-    node.on_file("remove", &[]).expect(0, &["removed", "the link is undone"]);
+    node.on_file("remove", &[]).expect(0, &["removed", "the link was undone"]);
     node.assert_plain();
     assert_eq!(fs::read_to_string(node.auth_file()).unwrap().trim_end(), FOREIGN);
 
@@ -198,7 +198,7 @@ fn remove_leaves_the_node_as_it_was() {
     node.link(&[]).expect(0, &[]);
     node.write("kubelet/ecr-node-agent/config.json", "damaged");
     node.once(&[]).expect(0, &["the original is kept"]);
-    node.on_file("remove", &[]).expect(0, &["deleted", "something is left in it", "config.json.invalid-"]);
+    node.on_file("remove", &[]).expect(0, &["deleted", "files are left in it", "config.json.invalid-"]);
     assert_eq!(node.names(), ["ecr-node-agent"]);
 }
 

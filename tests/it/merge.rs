@@ -20,6 +20,7 @@ fn wanted_entry(password: &str) -> WantedEntry {
         expires_at: now() + SignedDuration::from_hours(12),
         fetched_at: now(),
         source: "eu-west-1".to_owned(),
+        default_registry: false,
     }
 }
 

@@ -43,7 +43,7 @@ fn metrics_and_probes_tell_how_things_stand() {
     let address = address(&agent);
     assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(get(&address, "/readyz").0, 503);
-    agent.wait_for("there is no valid token", 1);
+    agent.wait_for("no valid token", 1);
     let (status, metrics) = get(&address, "/metrics");
     assert_eq!(status, 200);
     assert!(
@@ -122,11 +122,17 @@ fn the_server_is_bounded() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_told() {
+fn an_address_that_is_taken_delays_no_token_and_is_served_once_it_is_free() {
     let node = Node::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    node.run(&["--listen", &address]).expect(1, &["cannot listen", &address]);
+    let agent = node.start(&["--listen", &address]);
+    agent.wait_for("cannot serve metrics and probes yet", 1);
+    agent.wait_for("\"published\"", 1);
+    drop(taken);
+    agent.wait("an answer", || agent.said().contains("serving metrics and probes"));
+    agent.wait("ready", || get(&address, "/readyz").0 == 200);
+    agent.stop().expect(0, &[&address]);
     node.run(&["--listen", "nowhere"]).expect(2, &["invalid socket address"]);
 }
 
@@ -146,7 +152,7 @@ fn systemd_is_told_where_it_asks() {
     };
     let wait_for = |text: &str| while !next().contains(text) {};
     wait_for("READY=1");
-    wait_for("STATUS=1 of 1 tokens are good");
+    wait_for("STATUS=1 of 1 tokens are valid");
     for _ in 0..3 {
         wait_for("WATCHDOG=1");
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts of the program, lowest first. Each may use the parts before it, and no other.
-const LAYERS: [&str; 13] = [
+const LAYERS: [&str; 14] = [
     "time",
     "docker_config",
     "report",
@@ -14,6 +14,7 @@ const LAYERS: [&str; 13] = [
     "pull_secret",
     "settings",
     "token",
+    "round",
     "inspect",
     "agent",
     "commands",
@@ -33,9 +34,11 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 10] = [
+const PURE: [&str; 12] = [
     "src/docker_config",
     "src/report/redact.rs",
+    "src/agent/source_state.rs",
+    "src/token/request.rs",
     "src/time/schedule.rs",
     "src/time/cron.rs",
     "src/time/write_scheduler.rs",

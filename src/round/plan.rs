@@ -1,6 +1,6 @@
-//! What `--dry-run` prints, on standard output: the changes that a round would have made.
+//! What `--dry-run` prints, on standard output: the changes that the round would have made.
 
-use super::once::Round;
+use super::Round;
 use crate::auth_file::{DIRECTORY, Effect, Link, Note};
 use crate::docker_config::key::shown;
 use crate::pull_secret::Done;
@@ -14,7 +14,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When standard output takes nothing.
-pub(super) fn print_plan(round: &Round) -> io::Result<()> {
+pub fn print_plan(round: &Round) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     for published in &round.published {
         let path = published.path.display();

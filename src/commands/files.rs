@@ -1,0 +1,54 @@
+//! `remove` and `link`: what is done to the auth files without a token.
+
+use crate::agent::signals::Signals;
+use crate::auth_file::AuthFile;
+use crate::auth_file::publish::on_each;
+use crate::pull_secret;
+use crate::pull_secret::names::PullSecrets;
+use crate::report::exit::{ExitStatus, failed};
+use crate::round::Round;
+use crate::time::clock;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::info;
+
+/// A file that takes longer is given up.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Takes everything of ours out of the auth files, undoes their links, and deletes the pull secrets that are named.
+pub(super) async fn remove(auth_files: &[AuthFile], secrets: &PullSecrets, dry_run: bool) -> ExitStatus {
+    let now = clock::now();
+    let deadline = Instant::now() + LIMIT;
+    let published = on_each(auth_files, deadline, move |file| file.uninstall(now, dry_run)).await;
+    let mut round = Round { published, ..Round::default() };
+    super::log_files(&round, dry_run);
+    if !secrets.is_empty() {
+        round.secrets = pull_secret::remove(secrets, dry_run).await;
+    }
+    super::finished(&round, dry_run)
+}
+
+/// Moves the auth files into directories of ours and leaves links, or undoes that.
+pub(super) async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> ExitStatus {
+    let now = clock::now();
+    let act = move |file: &AuthFile| if undo { file.unlink(dry_run) } else { file.link(now, dry_run) };
+    let published = on_each(auth_files, Instant::now() + LIMIT, act).await;
+    let round = Round { published, ..Round::default() };
+    super::log_files(&round, dry_run);
+    super::finished(&round, dry_run)
+}
+
+/// Does something, and if that went well stays until it is asked to stop.
+pub(super) async fn then_stay(work: impl Future<Output = ExitStatus>) -> ExitStatus {
+    // Before the work: process 1 of a container gets only the signals that it has a handler for.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error, ExitStatus::Unexpected),
+    };
+    let status = work.await;
+    if status == ExitStatus::Done {
+        info!("done; staying until stopped");
+        signals.stop().await;
+    }
+    status
+}

@@ -1,0 +1,180 @@
+//! The token store: tokens that the auth files remember, and new ones from ECR.
+
+use super::request::TokenRequest;
+use crate::auth_file::AuthFile;
+use crate::docker_config::document::{self, Parsed};
+use crate::docker_config::ledger::{Ledger, Record};
+use crate::ecr::client::{Caller, Ecr, Identity};
+use crate::ecr::refusal::{AnswerError, Refusal};
+use crate::ecr::registry::{Endpoint, Registry, RoleArn, TokenSource};
+use crate::ecr::token::{AuthorizationToken, Token};
+use crate::settings::Settings;
+use crate::time::schedule::Life;
+use jiff::Timestamp;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// How long one attempt may take: to find credentials, to assume a role, to fetch.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// How long to wait for an auth file to be read. Its file system may hang, and ECR can be asked instead.
+const READ: Duration = Duration::from_secs(5);
+
+/// Where tokens come from. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TokenStore {
+    identity: Identity,
+    registries: Vec<Registry>,
+    role: Option<RoleArn>,
+    auth_files: Vec<AuthFile>,
+}
+
+impl TokenStore {
+    /// The store for these settings.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            identity: settings.identity.clone(),
+            registries: settings.registries.clone(),
+            role: settings.role.clone(),
+            auth_files: settings.auth_files.clone(),
+        }
+    }
+
+    /// A client for ECR. Certificates and credentials are read anew with each client, so that renewed ones count.
+    ///
+    /// # Errors
+    /// When the certificates to trust cannot be read.
+    pub async fn connect(&self) -> Result<Ecr, Refusal> {
+        let identity = self.identity.clone();
+        let failed = |said: String| Refusal::Settings { said };
+        let connected = tokio::task::spawn_blocking(move || Ecr::new(identity)).await;
+        connected.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+
+    /// One request for each token source. Asks the metadata service for the region where no setting names one.
+    ///
+    /// # Errors
+    /// When there is no region.
+    pub async fn requests(&self, ecr: &Ecr) -> Result<Vec<TokenRequest>, Refusal> {
+        if !self.registries.is_empty() {
+            return Ok(TokenRequest::for_registries(&self.registries, self.role.as_ref()));
+        }
+        let region = match ecr.default_region().await {
+            Ok(region) => region,
+            // Where the region is missing, credentials often are too, and then the operator needs to know both.
+            Err(refusal) => return Err(refusal.and_credentials(ecr.caller(None).await.err())),
+        };
+        let source = TokenSource { region, endpoint: Endpoint::STANDARD, role: self.role.clone() };
+        Ok(vec![TokenRequest { source, keys: Vec::new() }])
+    }
+
+    /// All requests, each with the token that an auth file remembers for it. One attempt.
+    ///
+    /// # Errors
+    /// When there is no region.
+    pub async fn resume(&self, now: Timestamp) -> Result<Vec<(TokenRequest, Option<Token>)>, Refusal> {
+        let requests = async { self.requests(&self.connect().await?).await };
+        let requests =
+            timeout(ATTEMPT, Box::pin(requests)).await.unwrap_or_else(|_| Err(unanswered(ATTEMPT)))?;
+        let mut resumed = Vec::new();
+        for request in requests {
+            let token = self.remembered(&request, now).await;
+            resumed.push((request, token));
+        }
+        Ok(resumed)
+    }
+
+    /// The token for a request that an auth file holds: an entry of ours, from the same source, that is good at `now`. Of
+    /// several files' tokens the one that expires last.
+    pub async fn remembered(&self, request: &TokenRequest, now: Timestamp) -> Option<Token> {
+        let mut reads = JoinSet::new();
+        for file in self.auth_files.clone() {
+            let request = request.clone();
+            reads.spawn_blocking(move || remembered_in(&file, &request, now));
+        }
+        let mut best: Option<Token> = None;
+        // A file that cannot be read in time is left out.
+        while let Ok(Some(read)) = timeout(READ, reads.join_next()).await {
+            let token = read.ok().flatten();
+            best = best.into_iter().chain(token).max_by_key(|token| token.expires_at);
+        }
+        best
+    }
+
+    /// Fetches a token. One attempt, of 30 s at most.
+    ///
+    /// # Errors
+    /// When there is no token to use.
+    pub async fn fetch(&self, request: &TokenRequest) -> Result<Token, Refusal> {
+        let attempt = async {
+            let ecr = self.connect().await?;
+            let caller = ecr.caller(Some(&request.source.region)).await?;
+            fetch_as(&ecr, request, &caller).await
+        };
+        timeout(ATTEMPT, Box::pin(attempt)).await.unwrap_or_else(|_| Err(unanswered(ATTEMPT)))
+    }
+}
+
+/// Fetches a token as a caller whose credentials are known. Where no registry was asked for, the answer must name one.
+///
+/// # Errors
+/// When there is no token to use.
+pub async fn fetch_as(ecr: &Ecr, request: &TokenRequest, caller: &Caller) -> Result<Token, Refusal> {
+    let token = ecr.token(&request.source, caller).await?;
+    if request.keys.is_empty() && token.registry.is_none() {
+        return Err(AnswerError::NoRegistry.into());
+    }
+    Ok(token)
+}
+
+/// Nothing came in time.
+#[must_use]
+pub fn unanswered(limit: Duration) -> Refusal {
+    Refusal::Unavailable { said: format!("nothing came within {} s", limit.as_secs()) }
+}
+
+fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Option<Token> {
+    let bytes = file.read().ok().flatten()?;
+    let parsed = document::parse(&bytes).ok()?;
+    let ledger = parsed.document.ledger()?;
+    let token = |key: &String| {
+        let record = ledger.entries.get(key)?;
+        token(&parsed, key, record).filter(|_| is_good(record, request, now))
+    };
+    if request.keys.is_empty() {
+        return default_entry(ledger, request).and_then(token);
+    }
+    // All of them, and all the same token: otherwise it is fetched anew for all.
+    let mut tokens = request.keys.iter().map(token);
+    let first = tokens.next()??;
+    let is_same =
+        |token: Option<Token>| token.is_some_and(|token| token.authorization.is_same(&first.authorization));
+    tokens.all(is_same).then_some(first)
+}
+
+fn is_good(record: &Record, request: &TokenRequest, now: Timestamp) -> bool {
+    let life = Life { fetched_at: record.fetched_at, expires_at: record.expires_at };
+    record.source == request.source.to_string() && life.is_good(now)
+}
+
+/// The entry that was written when no registry was asked for. There is one at most; entries of registries that were asked
+/// for say nothing of which registry ECR would name.
+fn default_entry<'a>(ledger: &'a Ledger, request: &TokenRequest) -> Option<&'a String> {
+    let source = request.source.to_string();
+    let mut entries =
+        ledger.entries.iter().filter(|(_, record)| record.default_registry && record.source == source);
+    let (key, _) = entries.next()?;
+    entries.next().is_none().then_some(key)
+}
+
+/// The token in an entry that is still as we wrote it.
+fn token(parsed: &Parsed<'_>, key: &str, record: &Record) -> Option<Token> {
+    parsed.document.digest(key).filter(|digest| *digest == record.digest)?;
+    Some(Token {
+        authorization: AuthorizationToken::new(parsed.document.plain_auth(key)?).ok()?,
+        expires_at: record.expires_at,
+        fetched_at: record.fetched_at,
+        registry: Some(key.to_owned()),
+    })
+}
