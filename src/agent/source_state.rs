@@ -112,7 +112,8 @@ impl SourceState {
             return before != Attempt::RunningThenAgain;
         }
         let soonest = now.after(self.pause(now));
-        let is_due = self.next.earlier(soonest) == self.next;
+        // By one clock alone: what was read from two differs by a moment each time.
+        let is_due = self.next.boot <= soonest.boot;
         if !is_due {
             (self.next, self.reason) = (soonest, reason);
         }

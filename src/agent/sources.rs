@@ -187,7 +187,7 @@ impl Sources {
     pub fn refresh_now(&mut self, now: Now) -> bool {
         if self.states.is_none() {
             let soonest = now.after(Duration::from_secs(1));
-            let is_later = !self.resume.running && self.resume.next.earlier(soonest) != self.resume.next;
+            let is_later = !self.resume.running && self.resume.next.boot > soonest.boot;
             if is_later {
                 self.resume.next = soonest;
             }

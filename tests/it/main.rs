@@ -25,6 +25,7 @@ mod oracle;
 mod pull_secret;
 mod readers;
 mod serve;
+mod stuck;
 mod tidy;
 mod vectors;
 mod verify;

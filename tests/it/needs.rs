@@ -12,6 +12,8 @@ pub enum Need {
     Root,
     /// `strace`, allowed to trace.
     Strace,
+    /// `bindfs`, allowed to mount.
+    Fuse,
     /// `promtool`, of Prometheus.
     Promtool,
     /// A virtual machine: `qemu-system-x86_64`, a static `busybox`, and Debian's kernel, which
@@ -53,6 +55,7 @@ impl Need {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
+            Self::Fuse => works("bindfs", &["--version"]) && std::path::Path::new("/dev/fuse").exists(),
             Self::Helm => works("helm", &["version"]),
             Self::Promtool => works("promtool", &["--version"]),
             Self::VirtualMachine => {
