@@ -14,7 +14,7 @@
 mod cluster;
 
 use clap::Parser;
-use cluster::{Account, Cluster, RefreshPolicy, unique};
+use cluster::{Account, Cluster, RbacRule, unique};
 use ecr_emulator::{Emulator, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -128,7 +128,7 @@ fn main() {
         ("get,list,watch,patch", "secrets", Some(NAME)),
         ("create", "secrets", None),
     ] {
-        account.may(RefreshPolicy { namespace: None, verbs, resource, name });
+        account.may(RbacRule { namespace: None, verbs, resource, name });
     }
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let size = fs::metadata(PROGRAM).unwrap().len() as f64 / 1e6;

@@ -1,4 +1,4 @@
-//! What is meant: checked once, by `cli` for a user or written down by a test, and never questioned again.
+//! Checked settings. `cli` builds them from arguments and environment; nothing checks them again.
 
 use crate::auth_file::AuthFile;
 use crate::docker_config::image::Image;
@@ -15,110 +15,110 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The kubelet's own default (`--root-dir`), and the file that it looks for there.
+/// The file that the kubelet reads first, with its default `--root-dir`.
 pub const DEFAULT_AUTH_FILE: &str = "/var/lib/kubelet/config.json";
 
-/// What to do.
+/// A checked command.
 #[derive(Debug)]
 pub enum Command {
     /// Keep every target current until stopped.
     Run(Settings, DaemonSettings),
     /// Refresh every target once.
     Once(Settings),
-    /// Tell what the auth files hold.
+    /// Print what the auth files hold.
     Status {
         /// The files.
         auth_files: Vec<AuthFile>,
         /// The registries that must be there.
         registries: Vec<Registry>,
-        /// When the agent refreshes, as far as these settings are the agent's too.
-        rule: RefreshPolicy,
+        /// When an agent with the same settings refreshes.
+        policy: RefreshPolicy,
         /// How to print it.
         output: OutputFormat,
     },
-    /// Move the auth files into a directory of ours and leave links.
+    /// Make the linked layout.
     Link {
         /// The files.
         auth_files: Vec<AuthFile>,
-        /// Put them back.
+        /// Undo it instead.
         undo: bool,
-        /// Change nothing, only say what would change.
+        /// Change nothing, only print what would change.
         dry_run: bool,
     },
-    /// Tell which credentials the kubelet would try.
+    /// Print which credentials the kubelet would try.
     Explain {
-        /// Where it looks for them.
+        /// Where the kubelet looks.
         kubelet: Kubelet,
         /// The images.
         images: Vec<Image>,
         /// How to print it.
         output: OutputFormat,
-        /// Ask the registries too.
+        /// How to ask the registries too; `None` if they are not asked.
         verify: Option<Verify>,
     },
-    /// Take our entries out.
+    /// Remove our entries, links and pull secrets.
     Remove {
         /// The files.
         auth_files: Vec<AuthFile>,
         /// The secrets to delete.
         pull_secrets: PullSecrets,
-        /// Change nothing, only say what would change.
+        /// Change nothing, only print what would change.
         dry_run: bool,
-        /// Stay until stopped when it is done.
+        /// Stay until stopped after a success.
         stay: bool,
     },
 }
 
-/// What a refresh is to do.
+/// What a refresh works on.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Files to publish to.
+    /// The auth files to publish to.
     pub auth_files: Vec<AuthFile>,
-    /// Registries to write entries for; none means the one that the token names.
+    /// The registries to write entries for. If there are none, the registry that ECR's answer names.
     pub registries: Vec<Registry>,
-    /// The role for registries that name none.
+    /// The role to assume for registries that name no role.
     pub role: Option<RoleArn>,
-    /// Who asks ECR.
+    /// The AWS identity that asks ECR.
     pub identity: Identity,
-    /// Secrets to publish to, besides.
+    /// The pull secrets to publish to.
     pub pull_secrets: PullSecrets,
-    /// How long to keep trying.
+    /// How long `--once` retries.
     pub timeout: Duration,
-    /// Change nothing, only say what would change.
+    /// Change nothing, only print what would change.
     pub dry_run: bool,
 }
 
-/// What the agent needs to run on.
+/// What only the daemon needs.
 #[derive(Debug, Clone)]
 pub struct DaemonSettings {
     /// When to refresh.
     pub policy: RefreshPolicy,
-    /// Where to serve metrics and probes, if anywhere.
+    /// The address of metrics and probes; `None` if they are not served.
     pub listen: Option<SocketAddr>,
-    /// Files besides a mounted Secret that credentials come from.
+    /// Files that AWS credentials come from, besides a mounted Secret. A change of them is noticed.
     pub credential_files: Vec<PathBuf>,
 }
 
 /// How to ask registries.
 #[derive(Debug, Clone)]
 pub struct Verify {
-    /// Whose certificates to accept.
+    /// The certificate authorities to trust.
     pub trust: Trust,
-    /// Without TLS.
+    /// Whether to ask without TLS.
     pub plain_http: bool,
 }
 
 /// When to refresh.
 #[derive(Debug, Clone)]
 pub enum RefreshPolicy {
-    /// So long after the last time.
+    /// So long after the last refresh.
     Interval(Interval),
-    /// At these times, each up to so much earlier.
+    /// At these times, and up to this much earlier.
     Schedule(Schedule, SignedDuration),
 }
 
 impl RefreshPolicy {
-    /// The rule for a node that was throttled before it got its token. Whoever has named the times keeps them.
+    /// The policy for a node that was throttled before it got its token. Times that the user named stay.
     #[must_use]
     pub fn after_a_crowd(&self) -> Self {
         match self {
@@ -127,13 +127,13 @@ impl RefreshPolicy {
         }
     }
 
-    /// When a token of this life is to be replaced. `random` is uniform in `0.0..1.0`.
+    /// When a token of this life is replaced. `random` is uniform in `0.0..1.0`.
     #[must_use]
     pub fn due(&self, life: Life, random: f64) -> Timestamp {
         match self {
             Self::Interval(interval) => life.due(*interval, random),
             Self::Schedule(schedule, spread) => {
-                // A refresh that came early must not come a second time.
+                // A refresh that came early is not repeated at its nominal time.
                 let served = life.fetched_at.checked_add(*spread).unwrap_or(Timestamp::MAX);
                 life.spread(schedule.next(served).unwrap_or(Timestamp::MAX), *spread, random)
             }
@@ -146,8 +146,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_schedule_names_the_next_time_and_never_one_that_was_served_early() {
-        let rule = RefreshPolicy::Schedule("0 */6 * * *".parse().unwrap(), SignedDuration::from_mins(30));
+    fn a_refresh_that_came_early_is_not_repeated_at_its_nominal_time() {
+        let policy = RefreshPolicy::Schedule("0 */6 * * *".parse().unwrap(), SignedDuration::from_mins(30));
         let at = |text: &str| -> Timestamp { text.parse().unwrap() };
         let cases = [
             // fetched, random, due
@@ -159,7 +159,7 @@ mod tests {
         for (fetched, random, due) in cases {
             let fetched_at = at(fetched);
             let life = Life { fetched_at, expires_at: fetched_at + SignedDuration::from_hours(12) };
-            assert_eq!(rule.due(life, random), at(due), "fetched {fetched}, random {random}");
+            assert_eq!(policy.due(life, random), at(due), "fetched {fetched}, random {random}");
         }
     }
 }

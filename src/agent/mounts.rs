@@ -1,20 +1,20 @@
-//! Mounts that come and go.
+//! Notices mounts and unmounts.
 //!
-//! What is mounted over a watched directory hides it, and a watch on what is hidden sees nothing: on a node whose
-//! kubelet's root moves to another disk while it boots, the agent would keep a file that nobody reads. The kernel tells of
-//! every change of `/proc/self/mountinfo` (proc(5)), and says nothing in between.
+//! A file system that is mounted over a watched directory hides it, and a watch on a hidden directory sees nothing. On a node
+//! whose kubelet root moves to another disk during boot, the agent would keep a file that the kubelet does not read. The kernel
+//! reports every change of `/proc/self/mountinfo` (proc(5)).
 
 use std::fs::File;
 use std::io;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The mounts that this process sees.
+/// The mounts of this process's mount namespace.
 #[derive(Debug)]
 pub struct Mounts(AsyncFd<File>);
 
 impl Mounts {
-    /// Listens from now on, in the runtime that runs now.
+    /// Notices changes from now on, in the runtime that runs now.
     ///
     /// # Errors
     /// Without `/proc`.
@@ -22,18 +22,18 @@ impl Mounts {
         let mounts = File::open("/proc/self/mountinfo")?;
         #[expect(
             deprecated,
-            reason = "what replaces it is unsafe for the sake of types that are not I/O safe; `File` is"
+            reason = "its replacement is unsafe because of types that are not I/O safe; `File` is"
         )]
-        // Not for reading, which is always possible.
+        // A change is a priority event; the file can always be read.
         Ok(Self(AsyncFd::with_interest(mounts, Interest::PRIORITY)?))
     }
 
-    /// Waits until something was mounted or unmounted, somewhere. May be dropped while it waits.
+    /// Waits until something is mounted or unmounted anywhere. May be dropped while it waits.
     ///
     /// # Errors
     /// When it cannot be waited for.
     pub async fn changed(&self) -> io::Result<()> {
-        // The kernel has forgotten the change once it has told it: nothing must be read.
+        // The kernel reports each change once; nothing has to be read.
         self.0.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())
     }
@@ -45,9 +45,9 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn nothing_is_told_while_nothing_changes() {
+    async fn nothing_is_reported_while_nothing_changes() {
         let mounts = Mounts::listen().unwrap();
-        // Others may mount something meanwhile, but not for so long without a pause.
+        // Other programs may mount something meanwhile, but not all the time.
         let quiet = async {
             while tokio::time::timeout(Duration::from_millis(20), mounts.changed()).await.is_ok() {}
         };

@@ -1,9 +1,9 @@
-//! Signals: stop, and refresh now.
+//! Signals to the agent: stop, and refresh now.
 
 use std::io;
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// What somebody asked for by a signal.
+/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM or SIGINT.
@@ -21,10 +21,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on. Signals of one kind that come together count as one.
+    /// Handles the signals from now on. Several of one kind at a time count as one.
     ///
     /// # Errors
-    /// When the system gives no handler.
+    /// When the system installs no handler.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -33,7 +33,7 @@ impl Signals {
         })
     }
 
-    /// The next one. May be dropped while it waits.
+    /// Waits for the next signal. May be dropped while it waits.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             biased;
@@ -43,7 +43,7 @@ impl Signals {
         }
     }
 
-    /// Waits until somebody asks to stop, whatever else is asked meanwhile.
+    /// Waits for a signal to stop, and ignores others.
     pub async fn stop(&mut self) {
         while self.next().await != Signal::Stop {}
     }

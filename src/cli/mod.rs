@@ -362,7 +362,7 @@ impl Cli {
         }
         let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
         let interval = Interval { length: span(self.interval), spread: span(self.spread) };
-        let rule = match self.schedule.and_then(|maybe| maybe.0) {
+        let policy = match self.schedule.and_then(|maybe| maybe.0) {
             Some(schedule) => {
                 schedule.check(clock::now()).map_err(UsageError::Schedule)?;
                 RefreshPolicy::Schedule(schedule, interval.spread)
@@ -372,7 +372,7 @@ impl Cli {
         match self.command {
             Some(Subcommands::Status { .. }) if self.no_auth_file => Err(UsageError::StatusOfNothing),
             Some(Subcommands::Status { output }) => {
-                Ok(Command::Status { auth_files, registries, rule, output })
+                Ok(Command::Status { auth_files, registries, policy, output })
             }
             Some(Subcommands::Link { undo }) => Ok(Command::Link { auth_files, undo, dry_run: self.dry_run }),
             Some(Subcommands::Explain {
@@ -424,7 +424,7 @@ impl Cli {
                 Ok(Command::Run(
                     settings,
                     DaemonSettings {
-                        policy: rule,
+                        policy,
                         listen: self.listen.and_then(|maybe| maybe.0),
                         credential_files: credential_files(),
                     },

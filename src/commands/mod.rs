@@ -28,8 +28,8 @@ pub fn run(command: Command) -> ExitStatus {
         Command::Link { auth_files, undo, dry_run } => {
             runtime.block_on(files::link(&auth_files, undo, dry_run))
         }
-        Command::Status { auth_files, registries, rule, output } => {
-            status::run(&auth_files, &registries, &rule, output)
+        Command::Status { auth_files, registries, policy, output } => {
+            status::run(&auth_files, &registries, &policy, output)
         }
         Command::Explain { kubelet, images, output, verify } => {
             let now = clock::now();

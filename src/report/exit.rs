@@ -1,16 +1,16 @@
-//! How the program ends, and the one printer of errors.
+//! Exit codes, and the one function that prints an error with its causes.
 
 use std::error::Error;
 use std::process::ExitCode;
 
-/// The exit codes. They are part of the command line's contract.
+/// The exit codes, which are part of the command line's contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done.
     Done = 0,
     /// Unexpected; for `status`, an entry is missing or expired; for `explain`, an image has no usable credential.
     Unexpected = 1,
-    /// The command line cannot be meant.
+    /// The command line or a file that it names is invalid.
     Usage = 2,
     /// No usable AWS credentials, or no region.
     NoCredentials = 3,
@@ -31,17 +31,17 @@ impl From<ExitStatus> for ExitCode {
 /// Switches core dumps off, and debuggers of other users: the memory holds tokens and keys. The first thing that the program
 /// does.
 pub fn forbid_core_dumps() {
-    // A system that refuses has no such dumps to begin with; there is no log yet to tell it.
+    // Logging has not started yet, and there is nothing else to do about a refusal.
     nix::sys::prctl::set_dumpable(false).ok();
 }
 
-/// Says why the program ends, as one log line.
+/// Logs why the program ends. Returns the exit code.
 pub fn failed(error: &dyn Error, ending: ExitStatus) -> ExitStatus {
     tracing::error!("{}", chain(error));
     ending
 }
 
-/// An error and its causes on one line, each said once: `outer: inner: innermost`.
+/// An error and its causes on one line: `outer: inner: innermost`.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();

@@ -1,56 +1,57 @@
-//! When to refresh, and when to try again.
+//! When a token is refreshed, and how long a throttled node waits.
 //!
-//! Pure: no clock, no sleep, no I/O. The caller passes `now`, what chance drew (uniform in `0.0..1.0`), and does the
-//! waiting, so every rule here is a table in a test. A token's life is `expires_at - fetched_at`; ECR's is 12 h.
+//! Pure: the caller passes `now` and a random number (uniform in `0.0..1.0`), and does the waiting, so every rule is a table in
+//! a test. A token's life is `expires_at - fetched_at`; ECR's is 12 h.
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
-/// No refresh is planned later than this before a token's end.
+/// A refresh is planned at least this long before the token expires.
 const MARGIN: SignedDuration = SignedDuration::from_mins(30);
-/// ECR's throttle, as it documents it for each account and region: 200 at once, then 20 a second. A thousand nodes can
-/// be served in 40 s, so every node comes back within 45: that many seconds hold 900 calls. It does not come back in
-/// the first three, so that what chance crowds together finds a few permits.
+/// When a throttled node calls again for the first time, in seconds: at random in this window. ECR documents 200 calls at once
+/// and 20 a second, for each account and region: 45 s allow 900 calls more. During the first 3 s the bucket refills a little,
+/// for calls that fall close together.
 const FIRST_WINDOW_S: [f64; 2] = [3.0, 45.0];
-/// The second window opens only now: in the pause the bucket fills, and nothing of it runs over.
+/// When the second window starts, in seconds after the first throttled call. In the pause the bucket fills without running
+/// over.
 const SECOND_WINDOW_S: f64 = 54.0;
-/// What a node waits grows with the time since it was throttled first, plus this: small fleets, of which seconds are
-/// asked, are done before it matters, and the large ones save a call a node.
+/// Added to the time since the first throttled call, to which all further delays are proportional, in seconds. It lets a large
+/// fleet save one call per node; small fleets are served before it matters.
 const HEAD_START_S: f64 = 50.0;
-/// The growth of that sum from try to try. `docs/fleet.md` says why it is no more and no less.
+/// The factor by which that sum grows from call to call. `docs/fleet.md` explains the value.
 const GROWTH: f64 = 1.43;
-/// How far chance moves the growth, either way: enough to wash out waves, little enough to leave the end sharp.
+/// How much the factor varies at random, in each direction: enough to break up waves of calls.
 const GROWTH_JITTER: f64 = 0.02;
-/// A node that has a token comes back after about half of what is left of it, or, in the token's last quarter of an
-/// hour, after about the square of what is left over this: at 5 minutes 50 s, at one minute 2 s.
+/// A throttled node that still has a token waits about half of the token's remaining life, or, in the last quarter of an hour,
+/// about the square of the remaining life divided by this many seconds: with 5 minutes left 50 s, with one minute left 2 s.
 const UNHURRIED_S: f64 = 1800.0;
-/// No urgency calls more often than this, on average.
+/// The shortest such wait, on average, in seconds.
 const URGENT_S: f64 = 1.0;
-/// However long the throttling lasts: its cause may be somebody else, who stops at any time.
+/// The longest wait of a throttled node, in seconds. Other callers may cause the throttling, and may stop at any time.
 const LONGEST_THROTTLED_S: f64 = 3600.0;
 
-/// When ECR handed a token out, and when it ends.
+/// When ECR issued a token, and when it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
-    /// The start, by this node's clock.
+    /// When ECR issued it, by this node's clock.
     pub fetched_at: Timestamp,
-    /// The end, by ECR's.
+    /// When it expires, by ECR's clock.
     pub expires_at: Timestamp,
 }
 
-/// How long a token is left alone.
+/// How long a token is used before it is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interval {
-    /// From one refresh to the next.
+    /// The time from one refresh to the next.
     pub length: SignedDuration,
-    /// How much earlier it may come, at random, so that a fleet does not call in step.
+    /// How much earlier a refresh may come, at random, so that the nodes of a fleet do not all call at the same time.
     pub spread: SignedDuration,
 }
 
 impl Interval {
-    /// The same, for a node that was throttled before it got its token. Those who queued together would come back
-    /// together, and an outage at that time would leave all of them behind with tokens that are about to end. So such a
-    /// node draws its next refresh from the whole second half of the interval, and the crowd is gone after one round.
+    /// The same, for a node that was throttled before it got its token. Nodes that were throttled together would refresh
+    /// together again, and an outage at that time would hit all of them just before their tokens expire. So such a node
+    /// chooses its next refresh at random in the whole second half of the interval.
     #[must_use]
     pub fn after_a_crowd(self) -> Self {
         Self { spread: self.spread.max(self.length / 2), ..self }
@@ -58,17 +59,17 @@ impl Interval {
 }
 
 impl Life {
-    /// The instant at which a token should be replaced: `interval` after it was handed out, or 30 minutes before its end
-    /// where that is earlier, less a random part of the spread. A token that lives for less than two hours is
-    /// replaced in the last quarter of its life at the latest, and never in its first half because of the spread.
+    /// When a token should be replaced: `interval` after it was issued, or 30 minutes before it expires if that is earlier, less
+    /// a random part of the spread. A token that lives for less than two hours is replaced before the last quarter of its life.
+    /// The spread never moves a refresh into the first half.
     #[must_use]
     pub fn due(&self, interval: Interval, random: f64) -> Timestamp {
-        // `+` on timestamps panics past year 9999, and the interval is the user's.
+        // The interval is the user's, and `+` on timestamps panics past year 9999.
         let wished = self.fetched_at.checked_add(interval.length).unwrap_or(Timestamp::MAX);
         self.spread(wished, interval.spread, random)
     }
 
-    /// As [`Self::due`], for a time that something else than an interval has named.
+    /// The same for a time that does not come from an interval.
     #[must_use]
     pub fn spread(&self, wished: Timestamp, spread: SignedDuration, random: f64) -> Timestamp {
         let latest = wished.min(self.latest());
@@ -77,15 +78,15 @@ impl Life {
         latest.checked_sub(early.mul_f64(random.clamp(0.0, 1.0))).unwrap_or(latest)
     }
 
-    /// The last moment to plan a refresh for.
+    /// The latest time for which a refresh is planned.
     fn latest(&self) -> Timestamp {
         let life = self.expires_at.duration_since(self.fetched_at);
         let margin = MARGIN.min(life / 4).max(SignedDuration::ZERO);
         self.expires_at.checked_sub(margin).unwrap_or(self.expires_at)
     }
 
-    /// Whether the token is good now, as far as this node's clock can tell. A token from the future is not: the clock has
-    /// been set back since, and says nothing of how old the token is.
+    /// Whether the token is valid now, as far as this node's clock can tell. A token from the future is not: the clock was set
+    /// back since, and does not tell how old the token is.
     #[must_use]
     pub fn is_good(&self, now: Timestamp) -> bool {
         self.fetched_at <= now && now < self.expires_at
@@ -104,19 +105,17 @@ pub fn exponential_delay(first: Duration, longest: Duration, failures: u32, rand
 
 /// How long to wait after being throttled.
 ///
-/// `since_first` is how long ago the node was first throttled without a valid token, since its last success; zero at that
-/// try itself. `left` is what its token has still to live, zero where it has none that is valid; while it has one,
-/// `since_first` says nothing. `random` is uniform in `0.0..1.0`.
+/// `since_first` is the time since the node was first throttled without a valid token, after its last success; zero at that
+/// call itself. `left` is the remaining life of its token, zero if it has no valid one; while it has one, `since_first` does
+/// not matter. `random` is uniform in `0.0..1.0`.
 ///
-/// Being throttled says more than another failure: ECR is there, the credentials are good, and too many ask at once. How
-/// many, a node cannot know; it knows only how long it has been waiting, so what it waits is in proportion to that.
-/// Chance decides once, in the first two windows, where in the queue a node stands; after that all grow by the same
-/// factor, each calls once in each window, and the bucket is not idle before nearly all are served. Full jitter would
-/// call more often and leave a long tail. 10,000 nodes that start at once are served within 1.25 times what the bucket
-/// allows, at four throttled calls a node, and 100,000 at ten: `docs/fleet.md`, from `examples/fleet.rs`.
+/// A throttled node knows that ECR can be reached and that its credentials are accepted, but not how many nodes call. It only
+/// knows how long it has been waiting, so its next wait is proportional to that. Its place in the queue is chosen at random
+/// once, in the first two windows. After that all nodes' waits grow by the same factor, each node calls once in each window,
+/// and ECR's bucket does not run idle before nearly all nodes are served. Exponential delays with full jitter would call more
+/// often and leave a long tail. `examples/fleet.rs` simulates it, and `docs/fleet.md` has the figures.
 ///
-/// A node with a valid token lacks nothing yet. It lets the others go first while there is time, and none when its time
-/// is nearly up: a crowd that hurries all alike drowns those who must be heard now.
+/// A node with a valid token is not in need yet. It lets others go first while it has time, and hurries only at the end.
 #[must_use]
 pub fn throttled_delay(since_first: Duration, left: Duration, random: f64) -> Duration {
     let random = random.clamp(0.0, 1.0);
@@ -174,7 +173,7 @@ mod tests {
             ("11h", "30m", 0.5, "8h15m"),
             ("11h", "30m", 1.0, "5h30m"),
             ("11h", "0s", 1.0, "5h30m"),
-            ("4h", "3h", 1.0, "2h"), // never in the first half of what is left alone
+            ("4h", "3h", 1.0, "2h"), // the spread never moves it into the first half
             ("48h", "30m", 1.0, "5h45m"),
         ];
         for (length, spread, random, due) in cases {
@@ -206,18 +205,18 @@ mod tests {
             (0.0, 0.0, 1.0, 45.0),
             (3.0, 0.0, 0.0, 51.0), // the second window opens at 54 s, whenever in the first a node called …
             (44.0, 0.0, 0.0, 10.0),
-            (44.0, 0.0, 1.0, 54.72), // … and ends at 98.72
+            (44.0, 0.0, 1.0, 54.72), // … and ends at 98.72 s
             (50.0, 0.0, 0.5, 43.0),
             (50.0, 0.0, 0.0, 41.0),
             (50.0, 0.0, 1.0, 45.0),
             (950.0, 0.0, 0.5, 430.0),
-            (0.0, 3600.0, 0.0, 900.0), // a token with time left lets the others go first …
+            (0.0, 3600.0, 0.0, 900.0), // with a token that lives long, it lets others go first …
             (0.0, 3600.0, 1.0, 2700.0),
             (950.0, 3600.0, 0.5, 1800.0),
             (0.0, 39_600.0, 0.5, 3600.0),
             (0.0, 300.0, 0.5, 50.0),
-            (0.0, 60.0, 0.5, 2.0), // … but is urgent before its end,
-            (0.0, 1.0, 0.0, 0.5),  // and even then no storm
+            (0.0, 60.0, 0.5, 2.0), // … and hurries before the token expires,
+            (0.0, 1.0, 0.0, 0.5),  // but not without limit
             (86_400.0, 0.0, 0.5, 3600.0),
         ];
         for (since, left, random, delay) in cases {

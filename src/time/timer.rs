@@ -1,8 +1,8 @@
 //! A deadline that neither a clock step nor a suspended machine can delay.
 //!
-//! Two kernel timers. One stands on the wall clock, for what has an end by the calendar, and goes off at once when
-//! somebody sets the clock (`TFD_TIMER_CANCEL_ON_SET`). One stands on the time since boot, which nobody can set and which
-//! goes on while the machine sleeps: were the clock set back a day, it still goes off when it should.
+//! There are two kernel timers. One uses the wall clock, since tokens expire by it; it fires at once when the clock is set
+//! (`TFD_TIMER_CANCEL_ON_SET`). The other uses the time since boot, which cannot be set and includes suspend: it fires in time
+//! even if the wall clock was set back a day.
 
 use jiff::{SignedDuration, Timestamp};
 use nix::errno::Errno;
@@ -13,12 +13,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
-/// A moment, on both clocks. It has come when either says so.
+/// A moment, on both clocks. It is past when either clock has reached it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
-    /// By the wall clock.
+    /// On the wall clock.
     pub wall: Timestamp,
-    /// By the time since boot.
+    /// In time since boot.
     pub boot: Duration,
 }
 
@@ -41,33 +41,33 @@ impl Deadline {
 pub struct Now {
     /// The wall clock.
     pub wall: Timestamp,
-    /// Time since boot, sleep included.
+    /// Time since boot, suspend included.
     pub boot: Duration,
 }
 
 impl Now {
-    /// The moment that comes after `delay`.
+    /// The moment `delay` from now.
     #[must_use]
     pub fn after(&self, delay: Duration) -> Deadline {
         let wall = SignedDuration::try_from(delay).ok().and_then(|delay| self.wall.checked_add(delay).ok());
         Deadline { wall: wall.unwrap_or(Timestamp::MAX), boot: self.boot.saturating_add(delay) }
     }
 
-    /// The moment at which the wall clock says `wall`, if nobody sets it.
+    /// The moment at which the wall clock shows `wall`, unless it is set.
     #[must_use]
     pub fn until(&self, wall: Timestamp) -> Deadline {
         let delay = Duration::try_from(wall.duration_since(self.wall)).unwrap_or(Duration::ZERO);
         Deadline { wall, boot: self.boot.saturating_add(delay) }
     }
 
-    /// How far somebody has set the wall clock since `earlier`: forward, or back where it is negative.
+    /// How far the wall clock was set since `earlier`; negative if it was set back.
     #[must_use]
     pub fn step_since(&self, earlier: Self) -> SignedDuration {
         let boot = SignedDuration::try_from(self.boot.saturating_sub(earlier.boot));
         self.wall.duration_since(earlier.wall).saturating_sub(boot.unwrap_or(SignedDuration::MAX))
     }
 
-    /// Whether `deadline` has come.
+    /// Whether `deadline` is past.
     #[must_use]
     pub fn is_past(&self, deadline: Deadline) -> bool {
         deadline.wall <= self.wall || deadline.boot <= self.boot
@@ -79,13 +79,13 @@ impl Now {
 pub struct Timer {
     wall: TimerFd,
     boot: TimerFd,
-    // Handles of the same timers, for waiting.
+    // Duplicates of the same file descriptors, to wait on.
     wall_ready: AsyncFd<OwnedFd>,
     boot_ready: AsyncFd<OwnedFd>,
 }
 
 impl Timer {
-    /// Makes the timers. They must be used in the runtime that runs now.
+    /// Makes the timers, for the runtime that runs now.
     ///
     /// # Errors
     /// When the system gives none.
@@ -95,14 +95,14 @@ impl Timer {
         let boot = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         #[expect(
             deprecated,
-            reason = "what replaces it is unsafe for the sake of types that are not I/O safe; `OwnedFd` is"
+            reason = "its replacement is unsafe because of types that are not I/O safe; `OwnedFd` is"
         )]
         let ready = |timer: &TimerFd| AsyncFd::new(timer.as_fd().try_clone_to_owned()?);
         Ok(Self { wall_ready: ready(&wall)?, boot_ready: ready(&boot)?, wall, boot })
     }
 
-    /// Waits for the earlier of the two moments in `deadline`, or for somebody to set the clock. May be dropped while it
-    /// waits. The caller looks at the clocks again: what woke it may be gone.
+    /// Waits until `deadline` is past on either clock, or until the wall clock is set. May be dropped while it waits. The caller
+    /// reads the clocks again.
     ///
     /// # Errors
     /// When the timers cannot be set, or waited for.
@@ -113,7 +113,7 @@ impl Timer {
             u32::try_from(deadline.wall.subsec_nanosecond()).unwrap_or(0),
         );
         match self.wall.set(at(wall), absolute | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET) {
-            // The clock was set while nobody waited: the timer is armed, and this says so (timerfd_create(2), NOTES).
+            // The clock was set since the last wait. The timer is armed all the same (timerfd_create(2), NOTES).
             Err(Errno::ECANCELED) => return Ok(()),
             set => set?,
         }
@@ -134,7 +134,7 @@ async fn ready(handle: &AsyncFd<OwnedFd>, timer: &TimerFd) -> io::Result<()> {
     loop {
         let mut guard = handle.readable().await?;
         match timer.wait() {
-            // Also when somebody set the clock: `nix` takes that for an end of the wait.
+            // Also when the clock was set: `nix` reports that as an expiry.
             Ok(()) => return Ok(()),
             Err(Errno::EAGAIN) => guard.clear_ready(),
             Err(errno) => return Err(errno.into()),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_has_come_when_either_clock_says_so() {
+    fn a_moment_is_past_when_either_clock_has_reached_it() {
         let start = now("2026-11-23T10:00:00Z", 1000);
         for deadline in
             [start.after(Duration::from_hours(1)), start.until("2026-11-23T11:00:00Z".parse().unwrap())]
@@ -172,11 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_what_the_time_since_boot_does_not_explain() {
+    fn a_clock_step_is_what_the_time_since_boot_does_not_explain() {
         let start = now("2026-11-23T10:00:00Z", 1000);
         let cases = [
             ("2026-11-23T10:00:00Z", 1000, 0),
-            ("2026-11-23T11:00:00Z", 4600, 0), // an hour, or a sleep of an hour
+            ("2026-11-23T11:00:00Z", 4600, 0), // an hour, awake or suspended
             ("2026-11-24T11:00:00Z", 4600, 86_400),
             ("2026-11-22T11:00:00Z", 4600, -86_400),
         ];
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_timer_goes_off_on_either_clock() {
+    async fn a_timer_fires_on_either_clock() {
         let timer = Timer::new().unwrap();
         let now = crate::time::clock::both();
         let soon = now.after(Duration::from_millis(20));
@@ -195,6 +195,6 @@ mod tests {
         timer.wait(Deadline { wall: far.wall, ..soon }).await.unwrap();
         timer.wait(Deadline { boot: far.boot, ..soon }).await.unwrap();
         let waits = tokio::time::timeout(Duration::from_millis(50), timer.wait(far)).await;
-        assert!(waits.is_err(), "it went off an hour early");
+        assert!(waits.is_err(), "it fired an hour early");
     }
 }

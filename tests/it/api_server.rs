@@ -1,6 +1,6 @@
 //! The API server that the tests of the pull secret rely on does what they take for granted.
 
-use crate::cluster::{Api, Cluster, RefreshPolicy, Request, shared};
+use crate::cluster::{Api, Cluster, RbacRule, Request, shared};
 use crate::needs::{Need, all_here};
 use jiff::SignedDuration;
 
@@ -14,7 +14,7 @@ fn a_service_account_may_do_what_it_was_given_and_nothing_more() {
     let other = cluster.namespace("rights");
     let account = cluster.service_account();
     let (verbs, resource, name) = ("get,patch", "secrets", Some("ecr-creds"));
-    account.may(RefreshPolicy { namespace: Some(&namespace), verbs, resource, name });
+    account.may(RbacRule { namespace: Some(&namespace), verbs, resource, name });
     let kubeconfig = account.kubeconfig();
     let may = |verb: &str, namespace: &str| {
         let arguments = ["auth", "can-i", verb, "secrets/ecr-creds", "--namespace", namespace];
@@ -47,7 +47,7 @@ fn an_api_server_that_comes_back_is_the_same_one() {
     let cluster = Cluster::start();
     let namespace = cluster.namespace("kept");
     let account = cluster.service_account();
-    account.may(RefreshPolicy { namespace: None, verbs: "get", resource: "secrets", name: None });
+    account.may(RbacRule { namespace: None, verbs: "get", resource: "secrets", name: None });
     let kubeconfig = account.kubeconfig();
     let ask = || cluster.run(&kubeconfig, &["get", "secret", "absent", "--namespace", &namespace], "");
 

@@ -113,7 +113,7 @@ impl Api {
 
 /// A right, as a role grants it.
 #[derive(Debug, Clone, Copy)]
-pub struct RefreshPolicy<'a> {
+pub struct RbacRule<'a> {
     /// The one namespace where it holds, or all of them.
     pub namespace: Option<&'a str>,
     /// With commas between them.
@@ -376,7 +376,7 @@ impl Account<'_> {
     }
 
     /// Grants it something.
-    pub fn may(&self, rule: RefreshPolicy<'_>) {
+    pub fn may(&self, rule: RbacRule<'_>) {
         const GROUP: &str = "rbac.authorization.k8s.io";
         let (place, kind, plural) = match rule.namespace {
             Some(namespace) => (format!("/apis/{GROUP}/v1/namespaces/{namespace}"), "Role", "roles"),

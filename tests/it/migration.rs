@@ -2,7 +2,7 @@
 //!
 //! Nothing there runs the pods of a `CronJob` or of a Deployment. What they would run, the test runs, with their rights.
 
-use crate::cluster::{Api, Cluster, RefreshPolicy, shared};
+use crate::cluster::{Api, Cluster, RbacRule, shared};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{HOST, Node, Running};
 use base64::Engine as _;
@@ -140,9 +140,9 @@ impl World {
         for (verbs, resource, name) in
             [("get,list,watch,patch", "secrets", Some(NAME)), ("create", "secrets", None)]
         {
-            account.may(RefreshPolicy { namespace: Some(&namespace), verbs, resource, name });
+            account.may(RbacRule { namespace: Some(&namespace), verbs, resource, name });
         }
-        account.may(RefreshPolicy {
+        account.may(RbacRule {
             namespace: None,
             verbs: "list,watch",
             resource: "namespaces",

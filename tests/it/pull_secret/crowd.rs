@@ -1,7 +1,7 @@
 //! Many writers, many agents, many namespaces.
 
 use super::{NAME, World, foreign_data, secret};
-use crate::cluster::{Api, RefreshPolicy, Refused, Request, unique};
+use crate::cluster::{Api, RbacRule, Refused, Request, unique};
 use crate::needs::tell;
 use crate::node::{HOST, Node, Running};
 use ecr_emulator::Options;
@@ -117,9 +117,9 @@ fn fifty_agents_replace_a_token_at_its_end_once() {
 fn once_serves_namespaces_by_glob_and_by_label() {
     let start = unique("once");
     let Some(world) = World::bare(Options::default()) else { return };
-    let named = RefreshPolicy { namespace: None, verbs: "get,patch", resource: "secrets", name: Some(NAME) };
-    let create = RefreshPolicy { verbs: "create", name: None, ..named };
-    let list = RefreshPolicy { verbs: "list", resource: "namespaces", name: None, ..named };
+    let named = RbacRule { namespace: None, verbs: "get,patch", resource: "secrets", name: Some(NAME) };
+    let create = RbacRule { verbs: "create", name: None, ..named };
+    let list = RbacRule { verbs: "list", resource: "namespaces", name: None, ..named };
     world.grant(&[named, create, list]);
     for (name, labels) in [("a", json!({})), ("b", json!({ &start: "yes" })), ("c", json!({ &start: "no" }))]
     {

@@ -2,7 +2,7 @@
 
 use super::rights::{asked, pairs};
 use super::{NAME, TYPE, World, config, deployment_rights, foreign_data, secret, version};
-use crate::cluster::{Cluster, RefreshPolicy, unique};
+use crate::cluster::{Cluster, RbacRule, unique};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{HOST, Running};
 use crate::serve;
@@ -260,7 +260,7 @@ fn a_namespace_that_is_being_terminated_disturbs_nobody() {
 fn service_accounts_name_the_secret_and_keep_what_they_have() {
     let Some(world) = World::deployed() else { return };
     let (verbs, resource) = ("list,watch,get,patch", "serviceaccounts");
-    world.account.may(RefreshPolicy { namespace: None, verbs, resource, name: Some("default") });
+    world.account.may(RbacRule { namespace: None, verbs, resource, name: Some("default") });
     let start = unique("patched");
     let api = world.cluster.api();
     let path = |namespace: &str| format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
@@ -323,10 +323,9 @@ fn service_accounts_name_the_secret_and_keep_what_they_have() {
 fn exact_namespaces_are_watched_with_rights_in_them_alone() {
     let Some(world) = World::bare(Options::default()) else { return };
     let namespace = Some(world.namespace.as_str());
-    let named =
-        RefreshPolicy { namespace, verbs: "get,list,watch,patch", resource: "secrets", name: Some(NAME) };
-    let create = RefreshPolicy { verbs: "create", name: None, ..named };
-    let own = RefreshPolicy { namespace: None, verbs: "list,watch", resource: "namespaces", name: namespace };
+    let named = RbacRule { namespace, verbs: "get,list,watch,patch", resource: "secrets", name: Some(NAME) };
+    let create = RbacRule { verbs: "create", name: None, ..named };
+    let own = RbacRule { namespace: None, verbs: "list,watch", resource: "namespaces", name: namespace };
     world.grant(&[named, create, own]);
     let agent = world.deploy(&["--pull-secret", &world.named()]);
     agent.wait("the first secret", || world.is_good(&world.namespace));
@@ -479,7 +478,7 @@ fn every_right_of_a_deployment_is_needed_and_named_where_it_is_missing() {
         for rule in deployment_rights() {
             for given in rule.verbs.split(',') {
                 if (given, rule.resource) != (verb, resource) {
-                    world.account.may(RefreshPolicy { verbs: given, ..rule });
+                    world.account.may(RbacRule { verbs: given, ..rule });
                 }
             }
         }

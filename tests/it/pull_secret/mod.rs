@@ -7,7 +7,7 @@ mod refusals;
 mod rights;
 mod writes;
 
-use crate::cluster::{Account, Cluster, RefreshPolicy, Refused, Request, shared};
+use crate::cluster::{Account, Cluster, RbacRule, Refused, Request, shared};
 use crate::needs::{Need, all_here};
 use crate::node::{Node, Run, Running};
 use base64::Engine as _;
@@ -65,7 +65,7 @@ impl<'a> World<'a> {
         Self { node, cluster, account, namespace, token }
     }
 
-    fn grant(&self, rules: &[RefreshPolicy<'_>]) {
+    fn grant(&self, rules: &[RbacRule<'_>]) {
         for rule in rules {
             self.account.may(*rule);
         }
@@ -119,29 +119,19 @@ impl<'a> World<'a> {
 }
 
 /// What the agent of a node needs for one secret, as the documentation says.
-fn node_rights(namespace: &str) -> Vec<RefreshPolicy<'_>> {
+fn node_rights(namespace: &str) -> Vec<RbacRule<'_>> {
     vec![
-        RefreshPolicy {
-            namespace: Some(namespace),
-            verbs: "get,patch",
-            resource: "secrets",
-            name: Some(NAME),
-        },
-        RefreshPolicy { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
+        RbacRule { namespace: Some(namespace), verbs: "get,patch", resource: "secrets", name: Some(NAME) },
+        RbacRule { namespace: Some(namespace), verbs: "create", resource: "secrets", name: None },
     ]
 }
 
 /// What a Deployment needs for namespaces that a glob or a selector names, as the documentation says.
-fn deployment_rights() -> Vec<RefreshPolicy<'static>> {
+fn deployment_rights() -> Vec<RbacRule<'static>> {
     vec![
-        RefreshPolicy { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
-        RefreshPolicy {
-            namespace: None,
-            verbs: "get,list,watch,patch",
-            resource: "secrets",
-            name: Some(NAME),
-        },
-        RefreshPolicy { namespace: None, verbs: "create", resource: "secrets", name: None },
+        RbacRule { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
+        RbacRule { namespace: None, verbs: "get,list,watch,patch", resource: "secrets", name: Some(NAME) },
+        RbacRule { namespace: None, verbs: "create", resource: "secrets", name: None },
     ]
 }
 

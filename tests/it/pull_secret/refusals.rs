@@ -1,7 +1,7 @@
 //! What cannot be written, and what is said then. The auth file is written all the same, and comes first.
 
 use super::{NAME, TYPE, World, foreign_data, version};
-use crate::cluster::RefreshPolicy;
+use crate::cluster::RbacRule;
 use crate::node::{HOST, Run};
 use ecr_emulator::Options;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ fn a_secret_that_is_immutable_is_told_and_left() {
 fn a_namespace_that_is_missing_is_told() {
     let Some(world) = World::new() else { return };
     // RBAC answers before anybody looks whether the namespace is there, so this needs a right that is for all of them.
-    world.account.may(RefreshPolicy {
+    world.account.may(RbacRule {
         namespace: None,
         verbs: "get,patch,create",
         resource: "secrets",
@@ -77,12 +77,8 @@ fn a_missing_right_is_named_as_kubectl_asks_for_it() {
     ];
     for (given, there, question) in cases {
         let Some(world) = World::bare(Options::default()) else { return };
-        let right = |verbs| RefreshPolicy {
-            namespace: Some(&world.namespace),
-            verbs,
-            resource: "secrets",
-            name: None,
-        };
+        let right =
+            |verbs| RbacRule { namespace: Some(&world.namespace), verbs, resource: "secrets", name: None };
         world.grant(&given.iter().map(|verb| right(verb)).collect::<Vec<_>>());
         if there {
             world.put(&json!({ "type": TYPE, "data": foreign_data() }));

@@ -279,7 +279,7 @@ fn all_secrets_of_a_round_hold_the_same() {
 #[test]
 fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
     let Some(world) = World::new() else { return };
-    let rule = crate::cluster::RefreshPolicy {
+    let rule = crate::cluster::RbacRule {
         namespace: Some(&world.namespace),
         verbs: "delete",
         resource: "secrets",
