@@ -1,9 +1,9 @@
-//! A wall clock that steps: promise 9, through the program, on a kernel of its own.
+//! The wall clock is set while the agent runs, on a kernel of its own.
 //!
-//! Nobody may set the clock of the machine that runs the tests, a time namespace has no wall clock, and a library that
-//! lies about the time (`libfaketime`) does not make the kernel tell of a step. So the steps happen in a small virtual
-//! machine: Debian's kernel, started by `qemu` without any acceleration, with this very test binary, the program and a
-//! `busybox` in its initial file system. What runs in there is the second half of this file.
+//! A test must not set the clock of the machine that it runs on, a time namespace has no wall clock, and a library that changes
+//! what a clock shows (`libfaketime`) does not make the kernel report a step. So the clock is set in a small virtual machine:
+//! Debian's kernel, started by `qemu` without acceleration, with this test binary, the program and a `busybox` in its initial
+//! file system. The second half of this file runs in there.
 
 use crate::needs::{Need, all_here, found, kernel, tell};
 use crate::node::{HOST, Node, Running};
@@ -28,9 +28,9 @@ const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 busybox mount -t proc proc /proc
 busybox mount -t devtmpfs dev /dev
-busybox mount -t tmpfs tmp /tmp
+busybox mount -t tmpfs scratch /scratch
 busybox ip link set lo up
-export ECR_NODE_AGENT_TEST_OWN_MACHINE=1 RUST_BACKTRACE=1
+export ECR_NODE_AGENT_TEST_OWN_MACHINE=1 RUST_BACKTRACE=1 TMPDIR=/scratch
 /it clock::steps:: --ignored --test-threads 1 --color never
 busybox poweroff -f
 ";
@@ -44,7 +44,8 @@ fn the_clock_is_set_on_a_machine_of_its_own() {
     let start = Instant::now();
     let folder = tempfile::tempdir().unwrap();
     let (root, image) = (folder.path().join("root"), folder.path().join("initrd"));
-    for directory in ["bin", "proc", "dev", "tmp"] {
+    // Nothing is mounted over a directory that the program's own path may lead through.
+    for directory in ["bin", "proc", "dev", "scratch"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     let program = Path::new(env!("CARGO_BIN_EXE_ecr-node-agent"));
