@@ -17,19 +17,23 @@ pub mod settings;
 pub mod time;
 pub mod token;
 
-use clap::Parser as _;
+use report::exit::ExitStatus;
 use std::process::ExitCode;
 
 /// The program: parse the command line, start logging, run the command, return the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     report::exit::forbid_core_dumps();
-    let cli = cli::Cli::parse();
-    let (filter, format) = cli.logging();
-    report::logging::init(filter, format);
-    let status = match cli.into_command() {
-        Ok(command) => commands::run(command),
-        Err(error) => report::exit::failed(&error, report::exit::ExitStatus::Usage),
+    let status = match cli::parse(std::env::args_os()) {
+        Ok(invocation) => {
+            report::logging::init(&invocation.log_filter, invocation.log_format);
+            commands::run(invocation.command)
+        }
+        // Also help and the version, which are no failures. A stream that is closed takes no text.
+        Err(message) => {
+            message.print().unwrap_or_default();
+            if message.use_stderr() { ExitStatus::Usage } else { ExitStatus::Done }
+        }
     };
     status.into()
 }

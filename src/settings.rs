@@ -25,6 +25,8 @@ pub enum Command {
     Run(Settings, DaemonSettings),
     /// Refresh every target once.
     Once(Settings),
+    /// Print a text.
+    Print(String),
     /// Print what the auth files hold.
     Status {
         /// The files.
@@ -33,6 +35,8 @@ pub enum Command {
         registries: Vec<Registry>,
         /// When an agent with the same settings refreshes.
         policy: RefreshPolicy,
+        /// Where the running agent writes its state; `None` for nowhere.
+        state_file: Option<PathBuf>,
         /// How to print it.
         output: OutputFormat,
     },
@@ -97,6 +101,8 @@ pub struct DaemonSettings {
     pub listen: Option<SocketAddr>,
     /// Files that AWS credentials come from, besides a mounted Secret. A change of them is noticed.
     pub credential_files: Vec<PathBuf>,
+    /// Where to write the agent's state for `status`; `None` for nowhere.
+    pub state_file: Option<PathBuf>,
 }
 
 /// How to ask registries.

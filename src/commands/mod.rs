@@ -10,6 +10,7 @@ use crate::report::exit::{ExitStatus, failed};
 use crate::round::{Round, log_published, print_plan};
 use crate::settings::Command;
 use crate::time::clock;
+use std::io::{self, Write as _};
 
 /// Runs a command to its end.
 #[must_use]
@@ -28,9 +29,13 @@ pub fn run(command: Command) -> ExitStatus {
         Command::Link { auth_files, undo, dry_run } => {
             runtime.block_on(files::link(&auth_files, undo, dry_run))
         }
-        Command::Status { auth_files, registries, policy, output } => {
+        Command::Status { auth_files, registries, policy, state_file: _, output } => {
             status::run(&auth_files, &registries, &policy, output)
         }
+        Command::Print(text) => match io::stdout().lock().write_all(text.as_bytes()) {
+            Ok(()) => ExitStatus::Done,
+            Err(error) => failed(&error, ExitStatus::Unexpected),
+        },
         Command::Explain { kubelet, images, output, verify } => {
             let now = clock::now();
             let places = explain::look(&kubelet);

@@ -135,6 +135,12 @@ fn is_ours(event: &tracing::Metadata<'_>) -> bool {
         || event.target().starts_with(concat!(env!("CARGO_CRATE_NAME"), "::"))
 }
 
+/// The filter that shows errors only.
+#[must_use]
+pub fn errors_only() -> Targets {
+    Targets::new().with_default(tracing::Level::ERROR)
+}
+
 /// Reads a filter: a level, or `target=level` pairs with commas between them.
 ///
 /// # Errors

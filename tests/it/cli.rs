@@ -10,11 +10,18 @@ use std::path::Path;
 
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
-    let cases: [(&[&str], &str); 45] = [
-        (&["--once", "status"], "--once and a subcommand cannot both be meant"),
-        (&["--schedule", "hourly"], "`hourly` is no cron expression"),
-        (&["--schedule", "TZ=Mars 0 * * * *"], "`Mars` is no time zone"),
-        (&["--schedule", "0 6 * * *"], "a token lives for 12 hours"),
+    let two = format!("{HOST} public.ecr.aws");
+    let cases: [(&[&str], &str); 51] = [
+        (&["--once", "status"], "unexpected argument '--once'"),
+        (&["status", "--pull-secret", "a/b"], "unexpected argument '--pull-secret'"),
+        (&["explain", "--dry-run", "a.example/b"], "unexpected argument '--dry-run'"),
+        (&["link", "--registry", HOST], "unexpected argument '--registry'"),
+        (&["--listen", "9797"], "such as `127.0.0.1:9797`"),
+        (&["--once", "--registry", &two], "--registry takes one value"),
+        (&["--state-file", "state.json"], "--state-file state.json is relative"),
+        (&["--schedule", "hourly"], "`hourly` is not a cron expression"),
+        (&["--schedule", "TZ=Mars 0 * * * *"], "`Mars` is not a time zone"),
+        (&["--schedule", "0 6 * * *"], "a token expires after 12 hours"),
         (&["--interval", "0s"], "--interval 0s would ask ECR without end"),
         (&["--once", "--auth-file", "config.json"], "is relative"),
         (&["--once", "--auth-file", "/a", "--auth-file", "/a"], "is given twice"),
@@ -24,14 +31,14 @@ fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
         (&["--once", "--role-arn", "pull"], "`pull` is no role's ARN"),
         (&["--once", "--role-arn", "arn:aws:iam::1:role/x"], "is no role's ARN"),
         (&["--once", "--timeout", "60"], "expected a duration such as `90s`"),
-        (&["--once", "--timeout=-1s"], "a negative duration is none"),
+        (&["--once", "--timeout=-1s"], "a duration cannot be negative"),
         (&["--once", "--log-level", "verbose"], "`verbose` is no level"),
         (&["--once", "--log-format", "xml"], "possible values: text, json"),
         (&["--once", "--no-such"], "unexpected argument '--no-such'"),
         (&["status", "--output", "xml"], "possible values: text, json"),
         (&["--no-auth-file", "--auth-file", "/a"], "contradict each other"),
         (&["--no-auth-file"], "leaves nothing to do"),
-        (&["--no-auth-file", "--pull-secret", "a/b", "status"], "status reads auth files"),
+        (&["status", "--no-auth-file"], "status reads auth files"),
         (&["--pull-secret", "ecr-creds"], "expected NAMESPACE/NAME"),
         (&["--pull-secret", "Team/ecr-creds"], "`Team` is no namespace"),
         (&["--pull-secret", "team_*/ecr-creds"], "`team_*` matches no namespace"),
@@ -70,7 +77,8 @@ fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
     for (arguments, said) in cases {
         let run = node.run(arguments).expect(2, &[said]);
         assert_eq!(run.out, "", "{arguments:?}");
-        // What clap itself refuses is followed by its hint at --help.
+        // Text, although standard error is no terminal.
+        assert!(run.err.starts_with("error: ") && run.err.contains("--help"), "{}", run.err);
         assert_eq!(run.err.lines().filter(|line| line.contains(said)).count(), 1, "{}", run.err);
     }
     assert_eq!(node.aws.calls(), []);
@@ -109,7 +117,65 @@ fn every_option_has_its_variable() {
     node.set("ECR_NODE_AGENT_DRY_RUN", "true");
     node.run(&[]).expect(0, &["would be replaced"]);
     node.set("ECR_NODE_AGENT_ONCE", "perhaps");
-    node.run(&[]).expect(2, &["ECR_NODE_AGENT_ONCE", "--once"].map(|_| "perhaps"));
+    node.run(&[]).expect(2, &["invalid value 'perhaps' for 'ECR_NODE_AGENT_ONCE'"]);
+}
+
+#[test]
+fn an_error_names_the_variable_or_the_option_whichever_was_given() {
+    let bad = |name: &str, value: &str, arguments: &[&str]| {
+        let mut node = Node::new();
+        node.set(name, value);
+        node.run(arguments).expect(2, &[]).err
+    };
+    let error = bad("ECR_NODE_AGENT_INTERVAL", "6", &["status"]);
+    assert!(error.contains("invalid value '6' for 'ECR_NODE_AGENT_INTERVAL'"), "{error}");
+    let error = bad("ECR_NODE_AGENT_INTERVAL", "6", &["--interval", "7"]);
+    assert!(error.contains("invalid value '7' for '--interval <DURATION>'"), "{error}");
+    let error = bad("ECR_NODE_AGENT_AUTH_FILE", "/a /a", &["--once"]);
+    assert!(error.contains("error: ECR_NODE_AGENT_AUTH_FILE /a is given twice"), "{error}");
+    let error = bad("ECR_NODE_AGENT_PULL_SECRET_SELECTOR", "a=b", &["--once"]);
+    assert!(error.contains("ECR_NODE_AGENT_PULL_SECRET_SELECTOR and --pull-secret-name belong"), "{error}");
+    let error = bad("ECR_NODE_AGENT_NO_AUTH_FILE", "1", &["--auth-file", "/a"]);
+    assert!(error.contains("ECR_NODE_AGENT_NO_AUTH_FILE and --auth-file contradict"), "{error}");
+}
+
+#[test]
+fn a_subcommand_lists_only_the_options_that_it_uses() {
+    let node = Node::new();
+    let help = |subcommand: &str| node.run(&[subcommand, "--help"]).expect(0, &[]).out;
+    let listed = |subcommand: &str| -> Vec<String> {
+        let help = help(subcommand);
+        let options = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
+        options.map(|option| option.split(' ').next().unwrap().to_owned()).collect()
+    };
+    let log = ["log-format", "log-level"];
+    let status = ["auth-file", "registry", "interval", "schedule", "spread", "state-file", "output"];
+    assert_eq!(listed("status"), [&status[..], &log].concat());
+    assert_eq!(listed("link"), [&["auth-file", "undo", "dry-run"][..], &log].concat());
+    assert_eq!(listed("completion"), [""; 0]);
+    let secrets = ["no-auth-file", "pull-secret", "pull-secret-selector", "pull-secret-name"];
+    assert_eq!(listed("remove"), [&["auth-file"], &secrets[..], &["stay", "dry-run"], &log].concat());
+}
+
+#[test]
+fn a_path_with_a_space_is_one_path_on_the_command_line() {
+    let node = Node::new();
+    fs::create_dir(node.path("my kubelet")).unwrap();
+    let file = node.path("my kubelet/config.json");
+    node.run(&["--once", "--auth-file", file.to_str().unwrap()]).expect(0, &[]);
+    assert!(read(&file)["auths"][HOST].is_object());
+}
+
+#[test]
+fn the_program_prints_its_completion_and_its_manual_page() {
+    let node = Node::new();
+    for (shell, word) in
+        [("bash", "complete -F"), ("zsh", "#compdef ecr-node-agent"), ("fish", "-l auth-file")]
+    {
+        node.run(&["completion", shell]).expect(0, &[word]);
+    }
+    node.run(&["completion", "csh"]).expect(2, &["possible values"]);
+    node.run(&["man"]).expect(0, &[".TH ecr", "ECR_NODE_AGENT_STATE_FILE", ".SH \"EXIT STATUS\""]);
 }
 
 #[test]
@@ -140,9 +206,11 @@ fn status_tells_what_is_there_and_until_when() {
     let fetched_at: jiff::Timestamp = entry["fetched_at"].as_str().unwrap().parse().unwrap();
     assert_eq!(refresh_by.duration_since(fetched_at), jiff::SignedDuration::from_hours(11));
     let auth_file = node.auth_file();
-    let sooner = ["--interval", "5h", "status", "--auth-file", auth_file.to_str().unwrap()];
-    let table = node.run(&sooner).expect(0, &["REFRESH BY"]);
-    assert!(table.out.contains("in 5h") || table.out.contains("in 4h 59m"), "{}", table.out);
+    let auth_file = auth_file.to_str().unwrap();
+    for sooner in [["--interval", "5h", "status"], ["status", "--interval", "5h"]] {
+        let table = node.run(&[&sooner[..], &["--auth-file", auth_file]].concat()).expect(0, &["REFRESH BY"]);
+        assert!(table.out.contains("in 5h") || table.out.contains("in 4h 59m"), "{}", table.out);
+    }
 
     // One that is asked for and not there.
     let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";

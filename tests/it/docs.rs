@@ -1,8 +1,8 @@
 //! The documentation: its links lead somewhere, and the command lines in it can be meant.
 
+use clap::CommandFactory as _;
 use clap::error::ErrorKind;
-use clap::{CommandFactory as _, Parser as _};
-use ecr_node_agent::cli::Cli;
+use ecr_node_agent::cli::{Cli, parse};
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use std::collections::BTreeMap;
 use std::fs;
@@ -191,7 +191,7 @@ fn every_command_line_in_the_documentation_can_be_meant() {
         let in_text = page.quotes.iter().map(|line| (line, true));
         for (line, in_text) in page.commands.iter().map(|line| (line, false)).chain(in_text) {
             for call in calls(line).iter().filter(|call| call.len() > 1) {
-                if let Err(error) = Cli::try_parse_from(call) {
+                if let Err(error) = parse(call) {
                     let asks = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind());
                     // Text may speak of a subcommand by its name alone.
                     let names = in_text && error.kind() == ErrorKind::MissingRequiredArgument;

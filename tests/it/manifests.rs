@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::Instant;
 
 /// Options that the chart does not set, and why.
-const NOT_IN_THE_CHART: [(&str, &str); 3] = [
+const NOT_IN_THE_CHART: [(&str, &str); 4] = [
+    ("ECR_NODE_AGENT_STATE_FILE", "the chart mounts a volume at the default"),
     ("ECR_NODE_AGENT_ONCE", "the container would be started again and again"),
     ("ECR_NODE_AGENT_DRY_RUN", "likewise: it ends when it has told"),
     ("ECR_NODE_AGENT_TIMEOUT", "for --once alone: the daemon never gives up"),

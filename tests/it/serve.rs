@@ -133,7 +133,7 @@ fn an_address_that_is_taken_delays_no_token_and_is_served_once_it_is_free() {
     agent.wait("an answer", || agent.said().contains("serving metrics and probes"));
     agent.wait("ready", || get(&address, "/readyz").0 == 200);
     agent.stop().expect(0, &[&address]);
-    node.run(&["--listen", "nowhere"]).expect(2, &["invalid socket address"]);
+    node.run(&["--listen", "nowhere"]).expect(2, &["such as `127.0.0.1:9797`"]);
 }
 
 #[test]

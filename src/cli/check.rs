@@ -1,0 +1,239 @@
+//! The second stage: what the options mean together, as checked settings.
+
+use super::args::{
+    AuthFileArgs, Cli, ExplainArgs, LogArgs, PullSecretArgs, RegistryArgs, RunArgs, ScheduleArgs, Subcommands,
+};
+use super::aws;
+use super::error::UsageError;
+use super::manual;
+use super::value::Listed;
+use crate::auth_file::AuthFile;
+use crate::docker_config::search::Kubelet;
+use crate::ecr::client::Identity;
+use crate::ecr::registry::Registry;
+use crate::pull_secret::names::{Name, NamespaceSelector, PullSecretArg, PullSecrets};
+use crate::settings::{Command, DEFAULT_AUTH_FILE, DaemonSettings, RefreshPolicy, Settings, Verify};
+use crate::time::clock;
+use crate::time::schedule::Interval;
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use jiff::SignedDuration;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// What clap found for one command.
+#[derive(Clone, Copy)]
+struct Found<'a>(&'a ArgMatches);
+
+impl Found<'_> {
+    /// The values of a repeatable option, whose field in `args` has the name `id`.
+    fn all<T>(self, id: &str, option: &'static str, listed: Vec<Listed<T>>) -> Result<Vec<T>, UsageError> {
+        let from_variable = self.0.value_source(id) == Some(ValueSource::EnvVariable);
+        Listed::all(listed, from_variable).ok_or(UsageError::OneValue { option })
+    }
+}
+
+/// The command, checked as a whole, and what to log. `matches` is what `cli` was read from.
+pub(super) fn check(cli: Cli, matches: &ArgMatches) -> Result<(Command, Option<LogArgs>), UsageError> {
+    let found = Found(matches.subcommand().map_or(matches, |(_, matches)| matches));
+    let checked = match cli.command {
+        None => {
+            let (command, log) = run(found, cli.run)?;
+            (command, Some(log))
+        }
+        Some(Subcommands::Status(args)) => {
+            if args.no_auth_file {
+                return Err(UsageError::StatusWithoutFiles);
+            }
+            let command = Command::Status {
+                auth_files: auth_files(found, args.files)?,
+                registries: registries(found, args.registries)?,
+                policy: policy(args.schedule)?,
+                state_file: args.state.state_file.0,
+                output: args.output.output,
+            };
+            (command, Some(args.log))
+        }
+        Some(Subcommands::Remove(args)) => {
+            let (auth_files, pull_secrets) = targets(found, args.files, args.secrets, Vec::new())?;
+            let dry_run = args.dry_run.dry_run;
+            (Command::Remove { auth_files, pull_secrets, dry_run, stay: args.stay }, Some(args.log))
+        }
+        Some(Subcommands::Link(args)) => {
+            let auth_files = auth_files(found, args.files)?;
+            let dry_run = args.dry_run.dry_run;
+            (Command::Link { auth_files, undo: args.undo, dry_run }, Some(args.log))
+        }
+        Some(Subcommands::Explain(args)) => {
+            let (command, log) = explain(found, args)?;
+            (command, Some(log))
+        }
+        Some(Subcommands::Completion(args)) => (Command::Print(manual::completion(args.shell)), None),
+        Some(Subcommands::Man) => (Command::Print(manual::page(None)), None),
+    };
+    Ok(checked)
+}
+
+fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError> {
+    let registries = registries(found, args.registries)?;
+    let service_accounts = found.all("service_accounts", "--patch-service-account", args.service_accounts)?;
+    let no_auth_file = args.secrets.no_auth_file;
+    let (auth_files, pull_secrets) = targets(found, args.files, args.secrets, service_accounts)?;
+    let is_endless = args.schedule.interval.is_zero();
+    let policy = policy(args.schedule)?;
+    aws::check_endpoints()?;
+    let credentials_dir = args.aws.aws_credentials_dir.and_then(|maybe| maybe.0);
+    absolute("--aws-credentials-dir", credentials_dir.as_ref())?;
+    let state_file = args.state.state_file.0;
+    absolute("--state-file", state_file.as_ref())?;
+    let identity = Identity {
+        region: args.aws.region.and_then(|maybe| maybe.0),
+        credentials_dir,
+        trust: aws::trust(),
+        session_name: aws::session_name(),
+    };
+    let dry_run = args.dry_run.dry_run;
+    let settings = Settings {
+        auth_files,
+        registries,
+        role: args.aws.role_arn.and_then(|maybe| maybe.0),
+        identity,
+        pull_secrets,
+        timeout: args.timeout,
+        dry_run,
+    };
+    if args.once || dry_run {
+        return Ok((Command::Once(settings), args.log));
+    }
+    if is_endless {
+        return Err(UsageError::NoInterval);
+    }
+    if !no_auth_file {
+        only_named_secrets(&settings.pull_secrets)?;
+    }
+    let daemon = DaemonSettings {
+        policy,
+        listen: args.listen.and_then(|maybe| maybe.0),
+        credential_files: aws::credential_files(),
+        state_file,
+    };
+    Ok((Command::Run(settings, daemon), args.log))
+}
+
+fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), UsageError> {
+    let file = auth_files(found, args.files)?.into_iter().next().unwrap_or_else(|| AuthFile {
+        path: PathBuf::from(DEFAULT_AUTH_FILE),
+        named: false,
+        kubelet_home: PathBuf::from("/root"),
+    });
+    let Kubelet { auth_file, home: usual_home, .. } = file.kubelet();
+    let home = args.kubelet_home.map_or(usual_home, |home| home.0);
+    let working_dir = args.kubelet_working_dir;
+    absolute("--kubelet-home", home.as_ref())?;
+    absolute("--kubelet-working-dir", Some(&working_dir))?;
+    let kubelet = Kubelet { auth_file, working_dir, home };
+    let verify = args.verify.then(|| Verify { trust: aws::trust(), plain_http: args.plain_http });
+    Ok((Command::Explain { kubelet, images: args.images, output: args.output.output, verify }, args.log))
+}
+
+fn absolute(option: &'static str, path: Option<&PathBuf>) -> Result<(), UsageError> {
+    match path.filter(|path| !path.is_absolute()) {
+        Some(path) => Err(UsageError::Relative { option, path: path.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn registries(found: Found<'_>, args: RegistryArgs) -> Result<Vec<Registry>, UsageError> {
+    let registries = found.all("registries", "--registry", args.registries)?;
+    let mut keys = BTreeSet::new();
+    match registries.iter().find(|registry| !keys.insert(registry.key())) {
+        Some(twice) => Err(UsageError::SameRegistry { key: twice.key().to_owned() }),
+        None => Ok(registries),
+    }
+}
+
+fn policy(args: ScheduleArgs) -> Result<RefreshPolicy, UsageError> {
+    let span = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+    let interval = Interval { length: span(args.interval), spread: span(args.spread) };
+    match args.schedule.and_then(|maybe| maybe.0) {
+        Some(schedule) => {
+            schedule.check(clock::now()).map_err(UsageError::Schedule)?;
+            Ok(RefreshPolicy::Schedule(schedule, interval.spread))
+        }
+        None => Ok(RefreshPolicy::Interval(interval)),
+    }
+}
+
+/// The auth files and the pull secrets. At least one of both.
+fn targets(
+    found: Found<'_>,
+    files: AuthFileArgs,
+    secrets: PullSecretArgs,
+    service_accounts: Vec<Name>,
+) -> Result<(Vec<AuthFile>, PullSecrets), UsageError> {
+    let no_auth_file = secrets.no_auth_file;
+    let auth_files = match no_auth_file {
+        true if !files.auth_files.is_empty() => return Err(UsageError::AuthFileAndNone),
+        true => Vec::new(),
+        false => auth_files(found, files)?,
+    };
+    let pull_secrets = pull_secrets(found, secrets, service_accounts)?;
+    if no_auth_file && pull_secrets.is_empty() {
+        return Err(UsageError::NothingToKeep);
+    }
+    Ok((auth_files, pull_secrets))
+}
+
+fn auth_files(found: Found<'_>, args: AuthFileArgs) -> Result<Vec<AuthFile>, UsageError> {
+    let paths = found.all("auth_files", "--auth-file", args.auth_files)?;
+    paths.iter().try_for_each(|path| absolute("--auth-file", Some(path)))?;
+    let mut seen = BTreeSet::new();
+    if let Some(path) = paths.iter().find(|path| !seen.insert(*path)) {
+        return Err(UsageError::SameAuthFile { path: path.clone() });
+    }
+    let named = !paths.is_empty();
+    let paths = if named { paths } else { vec![PathBuf::from(DEFAULT_AUTH_FILE)] };
+    let kubelet_home = aws::variable("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    Ok(paths.into_iter().map(|path| AuthFile { path, named, kubelet_home: kubelet_home.clone() }).collect())
+}
+
+fn pull_secrets(
+    found: Found<'_>,
+    args: PullSecretArgs,
+    service_accounts: Vec<Name>,
+) -> Result<PullSecrets, UsageError> {
+    let service_accounts = service_accounts.into_iter().collect();
+    let mut secrets = PullSecrets { service_accounts, ..PullSecrets::default() };
+    let mut seen = BTreeSet::new();
+    for secret in found.all("pull_secrets", "--pull-secret", args.pull_secrets)? {
+        if !seen.insert(secret.clone()) {
+            return Err(UsageError::SamePullSecret { secret: secret.to_string() });
+        }
+        match secret {
+            PullSecretArg::Exactly(secret) => {
+                secrets.named.insert(secret);
+            }
+            PullSecretArg::Glob(glob, name) => secrets.found.push((NamespaceSelector::Glob(glob), name)),
+        }
+    }
+    match (args.selector.and_then(|maybe| maybe.0), args.name.and_then(|maybe| maybe.0)) {
+        (Some(label), Some(name)) => secrets.found.push((NamespaceSelector::Label(label), name)),
+        (None, None) => {}
+        _ => return Err(UsageError::SelectorAndName),
+    }
+    if secrets.is_empty() && !secrets.service_accounts.is_empty() {
+        return Err(UsageError::NoPullSecretToAdd);
+    }
+    Ok(secrets)
+}
+
+/// An agent on every node may read and write the secrets that are named, and must search for none.
+fn only_named_secrets(secrets: &PullSecrets) -> Result<(), UsageError> {
+    let option = match secrets.found.first() {
+        Some((NamespaceSelector::Glob(_), _)) => "--pull-secret with a pattern",
+        Some((NamespaceSelector::Label(_), _)) => "--pull-secret-selector",
+        None if !secrets.service_accounts.is_empty() => "--patch-service-account",
+        None => return Ok(()),
+    };
+    Err(UsageError::NotOnNodes { option })
+}
