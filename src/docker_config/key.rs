@@ -20,17 +20,60 @@ pub(super) fn filed_under(key: &str) -> Option<Vec<u8>> {
     Some(if path == b"/" { host } else { [host, path].concat() })
 }
 
-/// A key as people may see it: without user and password, which the kubelet accepts before an `@` and ignores.
+/// A key as a terminal may show it: [`visible`], with control characters escaped.
 #[must_use]
 pub fn shown(key: &str) -> String {
-    let start = key.find("://").map_or(0, |at| at + 3);
-    let end = key[start..].find('/').map_or(key.len(), |at| start + at);
-    match key[start..end].rfind('@') {
-        Some(at) => format!("{}…{}", &key[..start], &key[start + at..]),
-        None => key.to_owned(),
+    visible(key).escape_debug().to_string()
+}
+
+/// A key without any part that may be a password: what is before the last `@`, what follows `?` or `#`, and a port that is not
+/// a number. Keys are often written by hand, so a password may also contain `/`, or follow a damaged scheme.
+#[must_use]
+pub fn visible(key: &str) -> String {
+    let start = scheme_end(key);
+    let (scheme, rest) = key.split_at(start);
+    let (user, rest) = match rest.rfind('@') {
+        Some(at) => ("…", &rest[at..]),
+        None => ("", rest),
+    };
+    let (address, query) = match rest.find(['?', '#']) {
+        Some(at) => (&rest[..=at], "…"),
+        None => (rest, ""),
+    };
+    let end = address.find('/').unwrap_or(address.len());
+    let (host, path) = address.split_at(end);
+    // Not a colon of an IPv6 address in brackets.
+    let colon = host.rfind(']').unwrap_or_default();
+    let port = host[colon..].find(':').map(|at| colon + at + 1);
+    match port.filter(|port| !host[*port..].bytes().all(|byte| byte.is_ascii_digit())) {
+        Some(port) => format!("{scheme}{user}{}…{path}{query}", &host[..port]),
+        None => format!("{scheme}{user}{address}{query}"),
     }
-    .escape_debug()
-    .to_string()
+}
+
+/// Where the scheme and its slashes end: `https://`, also damaged as `https:/` or `//`, or any other `name://` if no `@`
+/// follows, since then that name may be a user.
+fn scheme_end(key: &str) -> usize {
+    let slashes = |at: usize| key[at..].bytes().take_while(|byte| *byte == b'/').count();
+    for known in ["https:", "http:", ""] {
+        let is_known = key.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
+        if is_known && (known.is_empty() || slashes(known.len()) > 0) {
+            let end = known.len() + slashes(known.len());
+            if end > 0 {
+                return end;
+            }
+        }
+    }
+    match key.find("://") {
+        Some(at) if is_scheme(&key[..at]) && !key.contains('@') => at + 3,
+        _ => 0,
+    }
+}
+
+/// Whether a text is a scheme by RFC 3986.
+pub(super) fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 /// Host and path of what follows a scheme, as Go's `net/url` reads them.
@@ -176,16 +219,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_shown_without_its_user() {
+    fn a_key_is_shown_without_any_password() {
         let cases = [
             ("registry.example.com", "registry.example.com"),
+            ("registry.example.com:5000/team", "registry.example.com:5000/team"),
+            ("https://registry.example.com/v2/", "https://registry.example.com/v2/"),
+            ("oci://registry.example.com", "oci://registry.example.com"),
+            ("http://[::1]:5000/a", "http://[::1]:5000/a"),
+            ("*.example.com", "*.example.com"),
+            ("", ""),
+            ("/", "/"),
+            ("https:", "https:"),
             ("https://user:secret@registry.example.com/v2/", "https://…@registry.example.com/v2/"),
             ("user:sec@ret@registry.example.com", "…@registry.example.com"),
-            ("registry.example.com/a@b", "registry.example.com/a@b"),
+            ("https://user:pa/secret@example.com", "https://…@example.com"),
+            ("https://AWS:secret/abc+def==@example.com", "https://…@example.com"),
+            ("user:secret@example.com?x=://", "…@example.com?…"),
+            ("//user:secret@example.com", "//…@example.com"),
+            ("https:/user:secret@example.com", "https:/…@example.com"),
+            ("HTTPS:///user:secret@example.com", "HTTPS:///…@example.com"),
+            ("https:user:secret@example.com", "…@example.com"),
+            ("oci://user:secret@example.com", "…@example.com"),
+            ("secret://x@example.com", "…@example.com"),
+            ("registry.example.com/secret@b", "…@b"),
+            ("example.com?token=secret", "example.com?…"),
+            ("example.com/a#secret", "example.com/a#…"),
+            ("https://user:secret", "https://user:…"),
+            ("user:secret/x", "user:…/x"),
+            ("[::1]:secret", "[::1]:…"),
             ("a\nb", "a\\nb"),
         ];
         for (key, expected) in cases {
             assert_eq!(shown(key), expected);
+            assert!(!shown(key).contains("secret"), "{key}");
+        }
+        // A program that reads JSON gets the key itself.
+        assert_eq!(visible("a\nb"), "a\nb");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_before_an_at_sign_is_never_shown(
+            before in "[a-z:/?#]{0,12}", after in "[a-z/:?#]{0,8}", start in "(https?:/{1,3}|//|)"
+        ) {
+            let shown = shown(&format!("{start}{before}QQ{after}@host/x"));
+            proptest::prop_assert!(!shown.contains("QQ") && shown.ends_with("@host/x"), "{shown}");
         }
     }
 }

@@ -60,6 +60,9 @@ pub enum Mismatch {
     /// The kubelet skips the entry.
     #[error("its key is no URL, so it is never used")]
     NoUrl,
+    /// The kubelet cannot read the image's name.
+    #[error("the kubelet cannot read the image's name as a URL, so it finds no entry for it")]
+    ImageNoUrl,
     /// Only `https://` and `http://` are cut off.
     #[error("the scheme before `://` is none that the kubelet knows, so it is never used")]
     Scheme,
@@ -223,15 +226,13 @@ impl Entry {
     fn mismatch(&self, target: Option<&Location>) -> Option<Mismatch> {
         let Some(filed_under) = &self.filed_under else { return Some(Mismatch::NoUrl) };
         // Parsed once more, as the kubelet does: what was an escape the first time may be no URL now.
-        let (Some(key), Some(target)) = (Location::parse(filed_under), target) else {
-            return Some(Mismatch::NoUrl);
-        };
+        let Some(key) = Location::parse(filed_under) else { return Some(Mismatch::NoUrl) };
+        let Some(target) = target else { return Some(Mismatch::ImageNoUrl) };
         let mismatch = mismatch(&key, target)?;
-        Some(if self.key.contains("://") && filed_under.windows(3).any(|part| part == b"://") {
-            Mismatch::Scheme
-        } else {
-            mismatch
-        })
+        // `https://` and `http://` are cut off by now.
+        let rest = std::str::from_utf8(filed_under).ok().and_then(|key| key.split_once("://"));
+        let has_scheme = rest.is_some_and(|(scheme, _)| key::is_scheme(scheme));
+        Some(if has_scheme { Mismatch::Scheme } else { mismatch })
     }
 }
 
@@ -252,20 +253,21 @@ fn mismatch(key: &Location, target: &Location) -> Option<Mismatch> {
     if globs.len() != names.len() {
         return Some(Mismatch::Labels { key: globs.len(), image: names.len() });
     }
-    let mut pairs = globs.iter().zip(&names);
-    if let Some((glob, name)) = pairs.find(|(glob, name)| !glob_matches(glob, name)) {
-        let (key, image) = (text(glob), text(name));
-        let is_same = glob_matches(&glob.to_ascii_lowercase(), &name.to_ascii_lowercase());
-        return Some(if is_same {
-            Mismatch::Capitals { key, image }
-        } else {
-            Mismatch::Label { key, image }
-        });
+    let differ: Vec<_> = globs.iter().zip(&names).filter(|(glob, name)| !glob_matches(glob, name)).collect();
+    let is_other = |(glob, name): &&(&Vec<u8>, &Vec<u8>)| {
+        !glob_matches(&glob.to_ascii_lowercase(), &name.to_ascii_lowercase())
+    };
+    // Another label says more than one that is only spelt with other capitals.
+    if let Some((glob, name)) = differ.iter().find(is_other) {
+        return Some(Mismatch::Label { key: text(glob), image: text(name) });
+    }
+    if let Some((glob, name)) = differ.first() {
+        return Some(Mismatch::Capitals { key: text(glob), image: text(name) });
     }
     if port != target_port {
         return Some(Mismatch::Port { key: text(port), image: text(target_port) });
     }
-    (!target.path.starts_with(&key.path)).then(|| Mismatch::Path { path: text(&key.path) })
+    (!target.path.starts_with(&key.path)).then(|| Mismatch::Path { path: visible_path(&key.path) })
 }
 
 /// Whether there may be an image that both keys are for. Of two globs in one label it is said if one matches the other.
@@ -345,6 +347,14 @@ fn is_in_class(class: &[u8], byte: u8) -> bool {
     }
 }
 
+/// A key's path without what may be a password before an `@`.
+fn visible_path(path: &[u8]) -> String {
+    match path.iter().rposition(|byte| *byte == b'@') {
+        Some(at) => format!("…{}", text(&path[at..])),
+        None => text(path),
+    }
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).escape_debug().to_string()
 }
@@ -390,6 +400,18 @@ mod tests {
                 "*.dkr.ecr.eu-west-1.amazonaws.com/tools",
                 "the image's name does not begin with its path `/tools`",
             ),
+            (
+                "https://user:12/secret@123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+                "the host has 1 labels here, 6 in the image; `*` stands for one",
+            ),
+            (
+                "123456789012.dkr.ecr.eu-west-1.amazonaws.com/secret@x",
+                "the image's name does not begin with its path `…@x`",
+            ),
+            (
+                "123456789012.DKR.ecr.us-east-1.amazonaws.com",
+                "the host differs: `us-east-1` here, `eu-west-1` in the image",
+            ),
         ];
         for (key, why) in cases {
             let keyring = keyring(&[key]);
@@ -400,6 +422,20 @@ mod tests {
                 "{key}"
             );
         }
+    }
+
+    #[test]
+    fn the_reason_is_about_the_image_or_the_key_whichever_is_at_fault() {
+        let why = |key: &str, name: &str| {
+            let keyring = keyring(&[key]);
+            keyring.look_up_name(name).passed_over[0].1.clone()
+        };
+        assert_eq!(why("a.b", "[A]/x"), Mismatch::ImageNoUrl);
+        assert_eq!(why("a b", "[A]/x"), Mismatch::NoUrl);
+        let other = Mismatch::Label { key: "example".to_owned(), image: "other".to_owned() };
+        assert_eq!(why("Reg.example", "reg.other/x"), other);
+        assert_eq!(why("a.b/x://y", "a.b/z"), Mismatch::Path { path: "/x://y".to_owned() });
+        assert_eq!(why("oci://a.b", "a.b/z"), Mismatch::Scheme);
     }
 
     #[test]
