@@ -53,6 +53,8 @@ pub enum Command {
     Explain {
         /// Where the kubelet looks.
         kubelet: Kubelet,
+        /// The path by which the agent knows the kubelet's first auth file: another one in the linked layout.
+        auth_file: PathBuf,
         /// The images.
         images: Vec<Image>,
         /// How to print it.

@@ -4,18 +4,24 @@
 
 use crate::auth_file::publish::Published;
 use crate::auth_file::{AuthFile, AuthFileError, Effect, Outcome, PublishOptions};
+use crate::docker_config::document::own_records;
 use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::Wanted;
+use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::time::timer::{Deadline, Now};
 use crate::time::write_scheduler::{WriteResult, WriteScheduler};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+/// The class of a failure to read or write an auth file.
+const AUTH_FILE: &str = "auth_file";
+/// The class of a fight with another program.
+const DRIFT: &str = "drift";
 /// A write that takes longer is reported: its file system may hang.
 const SLOW: Duration = Duration::from_secs(30);
 
@@ -34,46 +40,59 @@ struct AuthFileState {
     mode: Option<u32>,
     /// The entries of ours that the file held after it was last read or written, by key.
     records: BTreeMap<String, Record>,
-    /// When the write that is under way started, in time since boot.
-    writing_since: Option<Duration>,
+    /// When the write that is under way started; `None` if none is.
+    writing_since: Option<Now>,
     /// Whether the write that is under way was reported as slow.
     slow: bool,
-    /// Why the last write failed; `None` if it succeeded.
-    error: Option<String>,
+    /// Why the last write failed, and when the first of the failures in a row happened; `None` if it succeeded.
+    failing: Option<(String, Timestamp)>,
+    /// When the fight with another program began; `None` if there is none.
+    fighting_since: Option<Timestamp>,
 }
 
 /// A write that has ended.
 pub struct WriteEnded {
     file: usize,
+    /// Whether the file was only read, since there was nothing to write.
+    only_read: bool,
     /// `None` if the thread ended with a panic.
     result: Option<Result<Outcome, AuthFileError>>,
 }
 
-/// An entry that must be in every file, as it is now.
+/// An entry that every file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EntryInPlace<'a> {
-    /// The registry.
-    pub key: &'a str,
-    /// When ECR handed the token out.
+pub struct EntryInPlace {
+    /// When ECR gave the token.
     pub fetched_at: Timestamp,
     /// When it expires.
     pub expires_at: Timestamp,
 }
 
 impl AuthFiles {
-    /// Files of which nothing is known yet.
+    /// Files of which nothing is known yet. Each one is read at once, so that what it holds is known without a token, too.
     #[must_use]
-    pub fn new(files: &[AuthFile]) -> Self {
-        let state = |file: &AuthFile| AuthFileState {
-            file: file.clone(),
-            scheduler: WriteScheduler::default(),
-            mode: None,
-            records: BTreeMap::new(),
-            writing_since: None,
-            slow: false,
-            error: None,
+    pub fn new(files: &[AuthFile], now: Now) -> Self {
+        let state = |file: &AuthFile| {
+            let mut scheduler = WriteScheduler::default();
+            scheduler.look(now);
+            AuthFileState {
+                file: file.clone(),
+                scheduler,
+                mode: None,
+                records: BTreeMap::new(),
+                writing_since: None,
+                slow: false,
+                failing: None,
+                fighting_since: None,
+            }
         };
         Self { files: files.iter().map(state).collect(), writes: JoinSet::new() }
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|state| state.file.path.clone()).collect()
     }
 
     /// There is something new to write to every file.
@@ -94,14 +113,14 @@ impl AuthFiles {
         let next = |state: &AuthFileState| match state.writing_since {
             None => state.scheduler.next(now),
             Some(since) => {
-                let left = (since + SLOW).saturating_sub(now.boot);
+                let left = (since.boot + SLOW).saturating_sub(now.boot);
                 (!left.is_zero()).then(|| now.after(left))
             }
         };
         self.files.iter().filter_map(next).reduce(Deadline::earlier)
     }
 
-    /// Starts the writes that are due.
+    /// Starts the writes that are due. While there is nothing to write, the files are only read.
     pub fn start_due(&mut self, wanted: impl Fn() -> Wanted, now: Now) {
         let is_due = |state: &mut AuthFileState| state.writing_since.is_none() && state.scheduler.start(now);
         let due: Vec<usize> = self
@@ -114,17 +133,17 @@ impl AuthFiles {
             return;
         }
         let wanted = Arc::new(wanted());
-        if wanted.entries.is_empty() && wanted.lapse.is_empty() {
-            return;
-        }
+        let only_read = wanted.entries.is_empty() && wanted.lapse.is_empty();
         for number in due {
             let state = &mut self.files[number];
-            state.writing_since = Some(now.boot);
+            state.writing_since = Some(now);
             let (file, wanted) = (state.file.clone(), Arc::clone(&wanted));
             let options = PublishOptions { now: now.wall, dry_run: false, mode: state.mode };
             self.writes.spawn(async move {
-                let write = tokio::task::spawn_blocking(move || file.publish(&wanted, options));
-                WriteEnded { file: number, result: write.await.ok() }
+                let write = tokio::task::spawn_blocking(move || {
+                    if only_read { read(&file) } else { file.publish(&wanted, options) }
+                });
+                WriteEnded { file: number, only_read, result: write.await.ok() }
             });
         }
     }
@@ -132,7 +151,7 @@ impl AuthFiles {
     /// The files whose write takes long, each once.
     pub fn newly_slow(&mut self, now: Now) -> Vec<PathBuf> {
         let slow = |state: &mut AuthFileState| {
-            let is_slow = state.writing_since.is_some_and(|since| since + SLOW <= now.boot);
+            let is_slow = state.writing_since.is_some_and(|since| since.boot + SLOW <= now.boot);
             is_slow && !std::mem::replace(&mut state.slow, true)
         };
         let files = self.files.iter_mut().filter_map(|state| slow(state).then(|| state.file.path.clone()));
@@ -167,12 +186,22 @@ impl AuthFiles {
             Ok(outcome) => {
                 state.mode = outcome.mode.or(state.mode);
                 state.records.clone_from(&outcome.records);
-                state.error = None;
+                state.failing = None;
             }
-            Err(error) => state.error = Some(chain(error)),
+            Err(error) => {
+                // Otherwise the file is as it was.
+                if matches!(error, AuthFileError::NoDirectory(_) | AuthFileError::NotAFile { .. }) {
+                    state.records.clear();
+                }
+                let since = state.failing.take().map_or(now.wall, |(_, since)| since);
+                state.failing = Some((chain(error), since));
+            }
         }
         let drift = state.scheduler.end(change, now, fastrand::f64());
-        Some(Published { path, result, drift })
+        state.fighting_since =
+            state.scheduler.is_fighting().then(|| state.fighting_since.unwrap_or(now.wall));
+        // That a file could be read is not worth a line.
+        (!ended.only_read || result.is_err()).then_some(Published { path, result, drift })
     }
 
     /// Whether a write is under way.
@@ -181,43 +210,64 @@ impl AuthFiles {
         self.files.iter().any(|state| state.writing_since.is_some())
     }
 
-    /// The entries under these keys that every file holds. Where the files differ, since one could not be written, the token
-    /// that expires first counts.
+    /// Whether there is no file to keep.
     #[must_use]
-    pub fn in_place<'a>(&self, keys: &'a [String]) -> Vec<EntryInPlace<'a>> {
-        let entry = |key: &'a String| {
-            let records: Option<Vec<&Record>> =
-                self.files.iter().map(|state| state.records.get(key)).collect();
-            let record = records?.into_iter().min_by_key(|record| record.expires_at)?;
-            Some(EntryInPlace { key, fetched_at: record.fetched_at, expires_at: record.expires_at })
-        };
-        keys.iter().filter_map(entry).collect()
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
     }
 
-    /// Why the files are not ready, a line each: a key without a valid entry, a write that failed or hangs. Empty where every
+    /// The entry under this key, if every file holds one. If the files differ, since one could not be written, the token that
+    /// expires first counts.
+    #[must_use]
+    pub fn in_place(&self, key: &str) -> Option<EntryInPlace> {
+        let records: Option<Vec<&Record>> = self.files.iter().map(|state| state.records.get(key)).collect();
+        let record = records?.into_iter().min_by_key(|record| record.expires_at)?;
+        Some(EntryInPlace { fetched_at: record.fetched_at, expires_at: record.expires_at })
+    }
+
+    /// Whether a file holds an entry under this key.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.files.iter().any(|state| state.records.contains_key(key))
+    }
+
+    /// The keys of default registries in the files, of this token source if it is known.
+    #[must_use]
+    pub fn default_keys(&self, source: Option<&str>) -> Vec<String> {
+        let is_meant =
+            |record: &Record| record.default_registry && source.is_none_or(|source| record.source == source);
+        let records = self.files.iter().flat_map(|state| &state.records);
+        let keys: BTreeSet<_> = records.filter(|(_, record)| is_meant(record)).map(|(key, _)| key).collect();
+        keys.into_iter().cloned().collect()
+    }
+
+    /// Why the files are not ready, a line each: a key without a valid entry, a write that hangs or failed. Empty if every
     /// file holds a valid entry under each key.
     #[must_use]
     pub fn not_ready(&self, keys: &[String], now: Now) -> Vec<String> {
         let mut reasons = Vec::new();
         for state in &self.files {
             let path = state.file.path.display();
-            if let Some(since) = state.writing_since.filter(|since| *since + SLOW <= now.boot) {
-                let seconds = now.boot.saturating_sub(since).as_secs();
-                reasons
-                    .push(format!("{path}: a write has not ended for {seconds} s; its file system may hang"));
-            }
-            reasons.extend(state.error.iter().map(|error| format!("{path}: {error}")));
+            // A fight is no reason while the entries are there.
+            let failures = state.failures(now).into_iter().filter(|failure| failure.class != DRIFT);
+            reasons.extend(failures.map(|failure| failure.in_words()));
             for key in keys {
                 match state.records.get(key) {
                     None => reasons.push(format!("{path}: {key}: missing")),
                     Some(record) if record.expires_at <= now.wall => {
-                        reasons.push(format!("{path}: {key}: expired"));
+                        reasons.push(format!("{path}: {key}: expired at {}", record.expires_at));
                     }
                     Some(_) => {}
                 }
             }
         }
         reasons
+    }
+
+    /// What fails at the moment.
+    #[must_use]
+    pub fn failures(&self, now: Now) -> Vec<Failure> {
+        self.files.iter().flat_map(|state| state.failures(now)).collect()
     }
 
     /// How many files wait for another write after a failure.
@@ -231,4 +281,43 @@ impl AuthFiles {
     pub fn is_fighting(&self) -> bool {
         self.files.iter().any(|state| state.scheduler.is_fighting())
     }
+}
+
+impl AuthFileState {
+    /// Whether a write is under way that does not end.
+    fn hangs(&self, now: Now) -> bool {
+        self.writing_since.is_some_and(|since| since.boot + SLOW <= now.boot)
+    }
+
+    /// What fails at the moment: a write that hangs, one that failed, a fight.
+    fn failures(&self, now: Now) -> Vec<Failure> {
+        let failure = |class: &str, error: String, since, next_attempt| Failure {
+            subject: self.file.path.display().to_string(),
+            class: class.to_owned(),
+            error,
+            since,
+            next_attempt,
+        };
+        let mut failures = Vec::new();
+        if let Some(since) = self.writing_since.filter(|_| self.hangs(now)) {
+            let error = "a write has not ended; its file system may hang".to_owned();
+            failures.push(failure(AUTH_FILE, error, since.wall, None));
+        }
+        if let Some((error, since)) = &self.failing {
+            let next = self.scheduler.next(now).filter(|_| self.writing_since.is_none());
+            failures.push(failure(AUTH_FILE, error.clone(), *since, next.map(|next| next.wall)));
+        }
+        if let Some(since) = self.fighting_since {
+            let error = "another program keeps changing this file; the agent restores it once a minute";
+            failures.push(failure(DRIFT, error.to_owned(), since, None));
+        }
+        failures
+    }
+}
+
+/// Reads which entries of the agent are in a file.
+fn read(file: &AuthFile) -> Result<Outcome, AuthFileError> {
+    let bytes = file.read()?;
+    let records = bytes.map(|bytes| own_records(&bytes)).unwrap_or_default();
+    Ok(Outcome { mode: None, effect: Effect::Unchanged, link: None, records, notes: Vec::new() })
 }

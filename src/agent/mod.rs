@@ -7,17 +7,20 @@
 pub mod auth_files;
 pub mod file_watch;
 pub mod mounts;
+pub mod readiness;
 pub mod signals;
 pub mod source_state;
 pub mod sources;
+pub mod state_file;
 pub mod watches;
 
 use crate::docker_config::merge::Wanted;
 use crate::ecr::client::Ecr;
 use crate::pull_secret::controller::{self, NotReadyReason};
 use crate::pull_secret::shared;
+use crate::report::agent_state::Failure;
 use crate::report::exit::{ExitStatus, failed};
-use crate::report::metrics::{Metrics, TokenInPlace};
+use crate::report::metrics::Metrics;
 use crate::report::server::{Query, serve};
 use crate::report::systemd::Systemd;
 use crate::round::{count_published, log_fetched, log_published};
@@ -30,6 +33,7 @@ use file_watch::WatchedPath;
 use jiff::SignedDuration;
 use signals::{Signal, Signals};
 use sources::{AttemptResult, Sources};
+use state_file::StateFile;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -53,6 +57,7 @@ struct Agent {
     watches: Watches,
     metrics: Metrics,
     systemd: Systemd,
+    state_file: StateFile,
     /// What the pull secrets should hold. Their tasks take it from here.
     wanted: watch::Sender<Arc<Wanted>>,
     /// Why the pull secrets are not ready; `None` if readiness does not depend on them.
@@ -92,10 +97,11 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
     let now = clock::both();
     let mut agent = Agent {
         sources: Sources::new(TokenStore::new(&settings), daemon.policy.clone(), now),
-        files: AuthFiles::new(&settings.auth_files),
+        files: AuthFiles::new(&settings.auth_files, now),
         watches: Watches::new(watched(&settings, &daemon), now),
         metrics,
         systemd: Systemd::default(),
+        state_file: StateFile::new(daemon.state_file.clone()),
         wanted,
         pull_secrets,
         clock: now,
@@ -126,6 +132,7 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
             result = agent.sources.finished() => agent.record_attempt(result),
             ended = agent.files.finished() => agent.record_write(ended),
             () = agent.systemd.sendable() => {}
+            () = agent.state_file.written() => {}
             ended = timer.wait(next) => ended?,
         }
     }
@@ -182,6 +189,12 @@ impl Agent {
             warn!(path = %path.display(), "a write takes long; its file system may hang");
         }
         self.systemd.status(self.sources.summary(now));
+        self.state_file.set(self.files.paths(), self.failures(now));
+    }
+
+    /// What fails at the moment.
+    fn failures(&self, now: Now) -> Vec<Failure> {
+        [self.sources.failures(), self.files.failures(now)].concat()
     }
 
     /// The earliest moment at which something is due.
@@ -243,33 +256,40 @@ impl Agent {
             Query::Alive(answer) => drop(answer.send(())),
             Query::NotReady(answer) => drop(answer.send(self.not_ready(clock::both()))),
             Query::Metrics(answer) => {
-                let keys = self.sources.keys().unwrap_or_default();
-                let tokens = self.files.in_place(&keys).into_iter().map(|entry| TokenInPlace {
-                    registry: entry.key,
-                    fetched_at: entry.fetched_at,
-                    expires_at: entry.expires_at,
-                });
-                self.metrics.tokens(tokens);
+                let now = clock::both();
+                self.metrics.registries(&readiness::registries(
+                    self.sources.asked_for(),
+                    &self.files,
+                    now.wall,
+                ));
                 self.metrics.fight(self.files.is_fighting());
                 self.metrics.retries(self.sources.waiting() + self.files.waiting());
+                self.metrics.failing(&self.failures(now));
                 drop(answer.send(self.metrics.text()));
             }
         }
     }
 
-    /// Why the agent is not ready, a line each. It is ready when every registry that was asked for has a valid entry in every
-    /// auth file.
+    /// Why the agent is not ready, a line each. It is ready if every registry that is asked for has a valid entry in every
+    /// auth file. If it is not, the lines also say what fails.
     fn not_ready(&self, now: Now) -> Vec<String> {
-        let Some(keys) = self.sources.keys() else { return vec![self.sources.summary(now)] };
         let pull_secrets = self.pull_secrets.as_ref().and_then(|reason| reason.borrow().in_words());
-        let files = self.files.not_ready(&keys, now);
-        pull_secrets.map(str::to_owned).into_iter().chain(files).collect()
+        let mut reasons: Vec<_> = pull_secrets.map(str::to_owned).into_iter().collect();
+        match self.sources.keys() {
+            Some(keys) => reasons.extend(self.files.not_ready(&keys, now)),
+            None => reasons.push("default registry: no token yet, and so no entry".to_owned()),
+        }
+        if !reasons.is_empty() {
+            reasons.extend(self.sources.failures().iter().map(Failure::in_words));
+        }
+        reasons
     }
 
     /// Lets a write that is under way end, but does not wait for one that hangs.
     async fn stop(mut self, signals: &mut Signals) {
         info!("stopping");
         self.systemd.stopping().await;
+        self.state_file.remove().await;
         let writes_end = async {
             while self.files.is_writing() {
                 let ended = self.files.finished().await;

@@ -5,6 +5,7 @@
 use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::Token;
+use crate::report::agent_state::Failure;
 use crate::report::metrics::Reason;
 use crate::settings::RefreshPolicy;
 use crate::time::retry::Backoff;
@@ -25,7 +26,7 @@ pub struct SourceState {
     /// The newest token; `None` if there never was one, or if its entry was taken out before it expired.
     token: Option<Token>,
     /// Why the last attempt failed; `None` if it succeeded.
-    refusal: Option<Refusal>,
+    failing: Option<Failing>,
     backoff: Backoff,
     /// When it is asked next.
     next: Deadline,
@@ -34,6 +35,35 @@ pub struct SourceState {
     /// When the last attempt started, in time since boot; `None` if there was none.
     asked_at: Option<Duration>,
     attempt: Attempt,
+}
+
+/// A series of failed attempts.
+#[derive(Debug, Clone)]
+pub struct Failing {
+    /// Why the last one failed.
+    pub refusal: Refusal,
+    /// When the first one failed.
+    pub since: Timestamp,
+}
+
+impl Failing {
+    /// The series with one more failure.
+    #[must_use]
+    pub fn again(before: Option<Self>, refusal: Refusal, now: Timestamp) -> Self {
+        Self { refusal, since: before.map_or(now, |before| before.since) }
+    }
+
+    /// The series as an operator sees it. `next` is when the next attempt is due; `None` while one is under way.
+    #[must_use]
+    pub fn report(&self, subject: &str, next: Option<Deadline>) -> Failure {
+        Failure {
+            subject: subject.to_owned(),
+            class: self.refusal.class().as_str().to_owned(),
+            error: self.refusal.to_string(),
+            since: self.since,
+            next_attempt: next.map(|next| next.wall),
+        }
+    }
 }
 
 /// Whether an attempt is under way, and what happened since it started.
@@ -78,7 +108,7 @@ impl SourceState {
         Self {
             request,
             token,
-            refusal: None,
+            failing: None,
             backoff: Backoff::default(),
             next,
             reason,
@@ -123,7 +153,7 @@ impl SourceState {
     /// Credentials may have changed. Returns whether the source waits for that.
     pub fn credentials_changed(&mut self, not_before: Deadline) -> bool {
         match self.attempt {
-            Attempt::None if self.refusal.as_ref().is_some_and(Refusal::is_about_the_caller) => {
+            Attempt::None if self.refusal().is_some_and(Refusal::is_about_the_caller) => {
                 self.reason = Reason::Credentials;
                 self.next = self.next.earlier(not_before);
                 true
@@ -138,7 +168,7 @@ impl SourceState {
 
     /// The wall clock was set: what was refused because it was wrong is asked again.
     pub fn clock_was_set(&mut self, now: Now) {
-        if self.attempt == Attempt::None && self.refusal.as_ref().is_some_and(Refusal::may_be_the_clock) {
+        if self.attempt == Attempt::None && self.refusal().is_some_and(Refusal::may_be_the_clock) {
             self.next = self.next.earlier(now.after(self.pause(now)));
         }
     }
@@ -155,12 +185,12 @@ impl SourceState {
         let soonest = now.after(self.pause(now));
         let (publish, retry_in) = match result {
             Ok(token) => {
-                let was_throttled = matches!(self.refusal, Some(Refusal::Throttled { .. }));
+                let was_throttled = matches!(self.refusal(), Some(Refusal::Throttled { .. }));
                 let policy = if was_throttled { &policy.after_a_crowd() } else { policy };
                 self.next = now.until(due(policy, &token, random)).later(soonest);
                 self.reason = Reason::Deadline;
                 self.backoff.reset();
-                self.refusal = None;
+                self.failing = None;
                 self.token = Some(token);
                 (true, None)
             }
@@ -173,7 +203,7 @@ impl SourceState {
                 if attempt == Attempt::RunningOnOldCredentials && refusal.is_about_the_caller() {
                     (self.next, self.reason) = (soonest, Reason::Credentials);
                 }
-                self.refusal = Some(refusal);
+                self.failing = Some(Failing::again(self.failing.take(), refusal, now.wall));
                 // An entry that an earlier run left may have to go, though this run never had a token.
                 let publish =
                     self.backoff.failures() == 1 && self.request.source.endpoint == Endpoint::Public;
@@ -206,7 +236,14 @@ impl SourceState {
     /// Why the last attempt failed; `None` if it succeeded.
     #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
-        self.refusal.as_ref()
+        self.failing.as_ref().map(|failing| &failing.refusal)
+    }
+
+    /// The failures in a row, as an operator sees them; `None` if the last attempt succeeded.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        let next = (self.attempt == Attempt::None).then_some(self.next);
+        Some(self.failing.as_ref()?.report(&self.request.source.to_string(), next))
     }
 
     /// How long it must still be left alone.
@@ -217,7 +254,7 @@ impl SourceState {
     /// When an entry for a registry that also serves anonymously has to go, if its renewal keeps failing.
     fn lapses_at(&self) -> Option<Timestamp> {
         let token = self.token.as_ref().filter(|_| self.request.source.endpoint == Endpoint::Public)?;
-        self.refusal.as_ref().and_then(|_| token.expires_at.checked_sub(LAPSE).ok())
+        self.failing.as_ref().and_then(|_| token.expires_at.checked_sub(LAPSE).ok())
     }
 }
 

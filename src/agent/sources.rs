@@ -2,10 +2,12 @@
 //!
 //! Each attempt runs in a task of its own, so that no source waits for another.
 
-use super::source_state::{Recorded, SourceState};
+use super::source_state::{Failing, Recorded, SourceState};
 use crate::docker_config::merge::Wanted;
 use crate::ecr::refusal::Refusal;
+use crate::ecr::registry::Endpoint;
 use crate::ecr::token::Token;
+use crate::report::agent_state::Failure;
 use crate::report::metrics::Reason;
 use crate::round::Fetched;
 use crate::settings::RefreshPolicy;
@@ -40,7 +42,20 @@ struct Resume {
     next: Deadline,
     running: bool,
     backoff: Backoff,
-    refusal: Option<Refusal>,
+    /// Why the last search failed; `None` if there was none.
+    failing: Option<Failing>,
+}
+
+/// What is asked of one token source.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AskedFor {
+    /// The registries; `None` for the default registry while its name is unknown.
+    pub keys: Option<Vec<String>>,
+    /// The token source; `None` while it is unknown.
+    pub source: Option<String>,
+    /// Whether the registry also serves without credentials and no token can be fetched, so that no entry is better than an
+    /// expired one.
+    pub may_be_absent: bool,
 }
 
 /// What an attempt came to.
@@ -78,7 +93,7 @@ impl Sources {
             store,
             policy,
             states: None,
-            resume: Resume { next, running: false, backoff: Backoff::default(), refusal: None },
+            resume: Resume { next, running: false, backoff: Backoff::default(), failing: None },
             attempts: JoinSet::new(),
             credentials_tried: None,
         }
@@ -140,7 +155,8 @@ impl Sources {
                 let delay =
                     self.resume.backoff.failed(refusal.retry(), now.boot, Duration::ZERO, fastrand::f64());
                 self.resume.next = now.after(delay.max(Duration::from_secs(1)));
-                self.resume.refusal = Some(refusal.clone());
+                self.resume.failing =
+                    Some(Failing::again(self.resume.failing.take(), refusal.clone(), now.wall));
                 let fetched = Fetched {
                     failures: self.resume.backoff.failures(),
                     retry_in: Some(delay),
@@ -204,7 +220,7 @@ impl Sources {
         let last = self.credentials_tried.map_or(Duration::ZERO, |last| last + CREDENTIALS_PAUSE);
         let next = now.after(last.saturating_sub(now.boot));
         let mut waited_for = false;
-        if self.states.is_none() && self.resume.refusal.is_some() {
+        if self.states.is_none() && self.resume.failing.is_some() {
             self.resume.next = self.resume.next.earlier(next);
             waited_for = true;
         }
@@ -232,23 +248,52 @@ impl Sources {
     /// The keys that must be in every target, or `None` while one of them is not known.
     #[must_use]
     pub fn keys(&self) -> Option<Vec<String>> {
-        let keys: Vec<Vec<String>> = self.states.as_ref()?.iter().map(SourceState::keys).collect();
-        keys.iter().all(|keys| !keys.is_empty()).then(|| keys.concat())
+        let keys: Option<Vec<Vec<String>>> = self.asked_for().into_iter().map(|asked| asked.keys).collect();
+        keys.map(|keys| keys.concat())
+    }
+
+    /// What is asked for, one item for each token source.
+    #[must_use]
+    pub fn asked_for(&self) -> Vec<AskedFor> {
+        let Some(states) = &self.states else {
+            let named = self.store.named_requests().into_iter();
+            let named = named.map(|request| (Some(request.keys), Some(request.source.to_string())));
+            let all: Vec<_> = if named.len() == 0 { vec![(None, None)] } else { named.collect() };
+            let asked_for = |(keys, source)| AskedFor { keys, source, may_be_absent: false };
+            return all.into_iter().map(asked_for).collect();
+        };
+        let asked_for = |state: &SourceState| AskedFor {
+            keys: Some(state.keys()).filter(|keys| !keys.is_empty()),
+            source: Some(state.request.source.to_string()),
+            may_be_absent: state.request.source.endpoint == Endpoint::Public && state.refusal().is_some(),
+        };
+        states.iter().map(asked_for).collect()
+    }
+
+    /// What fails at the moment.
+    #[must_use]
+    pub fn failures(&self) -> Vec<Failure> {
+        let Some(states) = &self.states else {
+            let next = (!self.resume.running).then_some(self.resume.next);
+            let failing = self.resume.failing.iter();
+            return failing.map(|failing| failing.report("default registry", next)).collect();
+        };
+        states.iter().filter_map(SourceState::failure).collect()
     }
 
     /// How many sources wait for another attempt after a failure.
     #[must_use]
     pub fn waiting(&self) -> usize {
         let states = self.states.iter().flatten().filter(|state| state.refusal().is_some()).count();
-        states + usize::from(self.states.is_none() && self.resume.refusal.is_some())
+        states + usize::from(self.states.is_none() && self.resume.failing.is_some())
     }
 
     /// The sources in one line, for systemd's status.
     #[must_use]
     pub fn summary(&self, now: Now) -> String {
         let Some(states) = &self.states else {
-            return match &self.resume.refusal {
-                Some(refusal) => format!("no token yet: {refusal}"),
+            return match &self.resume.failing {
+                Some(Failing { refusal, .. }) => format!("no token yet: {refusal}"),
                 None => "starting".to_owned(),
             };
         };

@@ -133,7 +133,8 @@ fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), Us
     absolute("--kubelet-working-dir", Some(&working_dir))?;
     let kubelet = Kubelet { auth_file, working_dir, home };
     let verify = args.verify.then(|| Verify { trust: aws::trust(), plain_http: args.plain_http });
-    Ok((Command::Explain { kubelet, images: args.images, output: args.output.output, verify }, args.log))
+    let (auth_file, images, output) = (file.path, args.images, args.output.output);
+    Ok((Command::Explain { kubelet, auth_file, images, output, verify }, args.log))
 }
 
 fn absolute(option: &'static str, path: Option<&PathBuf>) -> Result<(), UsageError> {

@@ -30,8 +30,8 @@ pub fn completion(shell: Shell) -> String {
 /// The subcommands that have a page of their own.
 #[must_use]
 pub fn subcommands() -> Vec<String> {
-    let names = Cli::command().get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
-    names
+    let command = Cli::command();
+    command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect()
 }
 
 /// The manual page of the program, or of one subcommand, in roff.

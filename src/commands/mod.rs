@@ -5,7 +5,8 @@ mod once;
 
 use crate::agent;
 use crate::ecr::http::{Registries, TrustError};
-use crate::inspect::{explain, explain_text, status};
+use crate::inspect::visibility::Visibility;
+use crate::inspect::{explain, explain_text, status_text};
 use crate::report::exit::{ExitStatus, failed};
 use crate::round::{Round, log_published, print_plan};
 use crate::settings::Command;
@@ -29,17 +30,17 @@ pub fn run(command: Command) -> ExitStatus {
         Command::Link { auth_files, undo, dry_run } => {
             runtime.block_on(files::link(&auth_files, undo, dry_run))
         }
-        Command::Status { auth_files, registries, policy, state_file: _, output } => {
-            status::run(&auth_files, &registries, &policy, output)
+        Command::Status { auth_files, registries, policy, state_file, output } => {
+            status_text::run(&auth_files, &registries, &policy, state_file.as_deref(), output)
         }
         Command::Print(text) => match io::stdout().lock().write_all(text.as_bytes()) {
             Ok(()) => ExitStatus::Done,
             Err(error) => failed(&error, ExitStatus::Unexpected),
         },
-        Command::Explain { kubelet, images, output, verify } => {
+        Command::Explain { kubelet, auth_file, images, output, verify } => {
             let now = clock::now();
-            let places = explain::look(&kubelet);
-            let mut explanation = explain::explain(kubelet, places, images, now);
+            let search = explain::look(&kubelet, &auth_file, &Visibility::of_this_process());
+            let mut explanation = explain::explain(kubelet, search, images, now);
             let verified = verify.map_or(Ok(()), |verify| {
                 let http = Registries::new(&verify.trust)?;
                 runtime.block_on(explain::verify(&mut explanation, &http, verify.plain_http));

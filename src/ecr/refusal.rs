@@ -101,6 +101,50 @@ pub enum Refusal {
     BadAnswer(#[from] AnswerError),
 }
 
+/// A refusal's class: a short name that metrics and the documentation use, and that never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// No usable credentials.
+    Credentials,
+    /// No region.
+    Region,
+    /// A permission is missing.
+    Denied,
+    /// This node's clock is wrong.
+    Clock,
+    /// Too many calls.
+    Throttled,
+    /// No answer from the server.
+    Unreachable,
+    /// The server's certificate cannot be trusted.
+    Untrusted,
+    /// A setting cannot work.
+    Settings,
+    /// AWS refuses the request.
+    Rejected,
+    /// The answer cannot be used.
+    BadAnswer,
+}
+
+impl Class {
+    /// The name, as a label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Region => "region",
+            Self::Denied => "denied",
+            Self::Clock => "clock",
+            Self::Throttled => "throttled",
+            Self::Unreachable => "unreachable",
+            Self::Untrusted => "untrusted",
+            Self::Settings => "settings",
+            Self::Rejected => "rejected",
+            Self::BadAnswer => "bad_answer",
+        }
+    }
+}
+
 /// What is wrong with an answer that came with success. The texts show nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
@@ -141,6 +185,25 @@ impl std::fmt::Display for Ago {
 }
 
 impl Refusal {
+    /// The refusal's class.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::NoCredentials { .. }
+            | Self::BadCredentials { .. }
+            | Self::NoCredentialsNorRegion { .. } => Class::Credentials,
+            Self::NoRegion { .. } => Class::Region,
+            Self::Forbidden { .. } => Class::Denied,
+            Self::Clock { .. } => Class::Clock,
+            Self::Throttled { .. } => Class::Throttled,
+            Self::Unavailable { .. } => Class::Unreachable,
+            Self::Untrusted { .. } => Class::Untrusted,
+            Self::Settings { .. } => Class::Settings,
+            Self::Rejected { .. } => Class::Rejected,
+            Self::BadAnswer(_) => Class::BadAnswer,
+        }
+    }
+
     /// What this says about the next attempt.
     #[must_use]
     pub fn retry(&self) -> Retry {

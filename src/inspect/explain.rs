@@ -1,26 +1,38 @@
 //! What the kubelet would do to pull an image: which file it reads, which entries it tries, and why not others.
 //!
-//! [`explain`] is a pure function of what the files hold; [`look`] is the reading before it, [`verify`] the asking after.
+//! [`look`] reads the files, [`explain`] is a pure function of their content, and [`verify`] asks the registries.
 
+use super::visibility::Visibility;
 use crate::auth_file::read_place;
 use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
-use crate::docker_config::key::shown;
+use crate::docker_config::key::visible;
 use crate::docker_config::keyring::{Entry, Found, Keyring, Mismatch};
-use crate::docker_config::search::{self, Kubelet, Place, Verdict};
+use crate::docker_config::search::{self, Content, Kubelet, Place, Verdict};
 use crate::ecr::http::Registries;
 use crate::inspect::registry::client::{self, Verification};
 use jiff::Timestamp;
+use std::path::{Path, PathBuf};
 
-/// What became of each place, and what that means for each image.
+/// What the kubelet makes of each file, and what that means for each image.
 #[derive(Debug)]
 pub struct Explanation {
-    /// The kubelet that was meant.
+    /// The kubelet.
     pub kubelet: Kubelet,
+    /// The files.
+    pub search: Search,
+    /// The images, in the order in which they were given.
+    pub images: Vec<ImageExplanation>,
+}
+
+/// What is in the kubelet's search path.
+#[derive(Debug)]
+pub struct Search {
     /// The places in the kubelet's order.
     pub places: Vec<(Place, Verdict)>,
-    /// The images, in the order in which they were asked for.
-    pub images: Vec<ImageExplanation>,
+    /// The file that was read for the first place, since that place cannot be seen from here; `None` if it can. The first
+    /// place should be a link to this file, which was not checked.
+    pub read_instead: Option<PathBuf>,
 }
 
 /// What there is for one image.
@@ -30,49 +42,49 @@ pub struct ImageExplanation {
     pub image: Image,
     /// The credentials that the kubelet tries, in its order.
     pub tried: Vec<Tried>,
-    /// The entries that are not for this image.
-    pub passed_over: Vec<PassedOver>,
-    /// Nothing matched, and Docker Hub's entry is tried instead.
-    pub as_default: bool,
-    /// What the registry said, where it was asked.
+    /// The entries that do not match this image.
+    pub not_tried: Vec<NotTried>,
+    /// Whether nothing matched, so that Docker Hub's entry is tried instead.
+    pub is_docker_hub_default: bool,
+    /// What the registry answered; `None` if it was not asked.
     pub verification: Option<Verification>,
 }
 
 /// A credential that the kubelet tries.
 #[derive(Debug)]
 pub struct Tried {
-    /// The entry's key, as people may see it.
+    /// The entry's key, without passwords.
     pub key: String,
     /// The user's name.
     pub username: String,
-    /// Whether it can be good.
+    /// Whether it can work.
     pub state: State,
-    /// Where its token came from, if it is ours.
+    /// The token source that its token came from; `None` if another program wrote the entry.
     pub source: Option<String>,
     /// Whether another spelling of the same key is tried too; the order among these is random.
     pub in_random_order: bool,
     credentials: Credentials,
 }
 
-/// Whether a credential can be good.
+/// Whether a credential can work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It is ours, and good until then.
+    /// The agent wrote it, and it expires at this time.
     Valid(Timestamp),
-    /// It was ours, and ended then.
+    /// The agent wrote it, and it expired at this time.
     Expired(Timestamp),
-    /// It is somebody else's, and says nothing of its end.
+    /// Another program wrote it, and nothing says when it expires.
     Unknown,
-    /// There is neither user nor password in it, as where only an `identitytoken` is, which the kubelet ignores.
+    /// It has neither user nor password, for example only an `identitytoken`, which the kubelet ignores.
     Empty,
 }
 
-/// An entry that is not for an image.
+/// An entry that does not match an image.
 #[derive(Debug)]
-pub struct PassedOver {
-    /// Its key, as people may see it.
+pub struct NotTried {
+    /// Its key, without passwords.
     pub key: String,
-    /// Why not.
+    /// Why it does not match.
     pub mismatch: Mismatch,
 }
 
@@ -85,7 +97,7 @@ impl State {
 }
 
 impl ImageExplanation {
-    /// Whether one of its credentials may be good, or, where the registry was asked, is.
+    /// Whether one of its credentials may work, or, if the registry was asked, does.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         match &self.verification {
@@ -95,14 +107,17 @@ impl ImageExplanation {
     }
 }
 
-impl Explanation {
-    /// The file that the kubelet uses, if there is one and we can say so.
+impl Search {
+    /// The file that the kubelet uses; `None` if there is none, or if that is unknown.
     #[must_use]
     pub fn used(&self) -> Option<&Keyring> {
-        used(&self.places)
+        self.places.iter().find_map(|(_, verdict)| match verdict {
+            Verdict::Used(keyring) => Some(keyring),
+            _ => None,
+        })
     }
 
-    /// Why nobody can say which file the kubelet uses.
+    /// The first place that decides and that is unknown, with the reason; `None` if it is known which file the kubelet uses.
     #[must_use]
     pub fn unknown(&self) -> Option<(&Place, &str)> {
         self.places.iter().find_map(|(place, verdict)| match verdict {
@@ -110,43 +125,52 @@ impl Explanation {
             _ => None,
         })
     }
+}
 
-    /// Whether there is a credential for every image that may be good.
+impl Explanation {
+    /// Whether there is a credential for every image that may work.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.images.iter().all(ImageExplanation::is_usable)
+        self.search.unknown().is_none() && self.images.iter().all(ImageExplanation::is_usable)
     }
 }
 
-/// Reads what is in the kubelet's search path.
+/// Reads the files in the kubelet's search path, as far as they can be seen. `auth_file` is the path by which the agent knows
+/// the first one: another path in the linked layout.
 #[must_use]
-pub fn look(kubelet: &Kubelet) -> Vec<(Place, Verdict)> {
+pub fn look(kubelet: &Kubelet, auth_file: &Path, visibility: &Visibility) -> Search {
     let mut places: Vec<Place> = Vec::new();
     for place in kubelet.places() {
-        // A second look at a file changes nothing.
+        // Reading a file twice changes nothing.
         if !places.contains(&place) {
             places.push(place);
         }
     }
+    let is_seen = visibility.shows(&kubelet.auth_file);
+    let read_instead = (auth_file != kubelet.auth_file && !is_seen).then(|| auth_file.to_owned());
     let contents = places.into_iter().map(|place| {
-        let content = read_place(&place.path);
+        let path = match &read_instead {
+            Some(own) if place.path == kubelet.auth_file => own,
+            _ => &place.path,
+        };
+        let content = match read_place(path) {
+            Content::Missing | Content::Unreadable(_) if !visibility.shows(path) => Content::Unknown(
+                "it cannot be seen from this pod, since its directory is not mounted".to_owned(),
+            ),
+            content => content,
+        };
         (place, content)
     });
-    search::judge(contents.collect())
+    Search { places: search::judge(contents.collect()), read_instead }
 }
 
 /// What the kubelet would do for each image.
 #[must_use]
-pub fn explain(
-    kubelet: Kubelet,
-    places: Vec<(Place, Verdict)>,
-    images: Vec<Image>,
-    now: Timestamp,
-) -> Explanation {
+pub fn explain(kubelet: Kubelet, search: Search, images: Vec<Image>, now: Timestamp) -> Explanation {
     let nothing = Keyring::default();
-    let keyring = used(&places).unwrap_or(&nothing);
+    let keyring = search.used().unwrap_or(&nothing);
     let images = images.into_iter().map(|image| explain_image(keyring, image, now)).collect();
-    Explanation { kubelet, places, images }
+    Explanation { kubelet, search, images }
 }
 
 /// Asks the registry of each image, with each credential in the kubelet's order.
@@ -157,19 +181,12 @@ pub async fn verify(explanation: &mut Explanation, http: &Registries, plain_http
     }
 }
 
-fn used(places: &[(Place, Verdict)]) -> Option<&Keyring> {
-    places.iter().find_map(|(_, verdict)| match verdict {
-        Verdict::Used(keyring) => Some(keyring),
-        _ => None,
-    })
-}
-
 fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplanation {
     let Found { tried, passed_over, as_default } = keyring.look_up(&image);
     let is_one_of_several =
         |entry: &Entry| tried.iter().filter(|other| entry.is_filed_with(other)).count() > 1;
     let tried = tried.iter().map(|entry| Tried {
-        key: shown(&entry.key),
+        key: visible(&entry.key),
         username: entry.credentials.username.clone(),
         state: state(entry, now),
         source: entry.record.as_ref().map(|record| record.source.clone()),
@@ -177,11 +194,11 @@ fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplan
         credentials: entry.credentials.clone(),
     });
     let tried = tried.collect();
-    let passed_over = passed_over
+    let not_tried = passed_over
         .into_iter()
-        .map(|(entry, mismatch)| PassedOver { key: shown(&entry.key), mismatch })
+        .map(|(entry, mismatch)| NotTried { key: visible(&entry.key), mismatch })
         .collect();
-    ImageExplanation { image, tried, passed_over, as_default, verification: None }
+    ImageExplanation { image, tried, not_tried, is_docker_hub_default: as_default, verification: None }
 }
 
 fn state(entry: &Entry, now: Timestamp) -> State {

@@ -1,73 +1,89 @@
-//! What `status` and `--dry-run` print, on standard output. No secret is in reach of this file's tables.
+//! What an auth file holds for ECR.
 
-use crate::auth_file::AuthFile;
+use super::explain;
+use super::visibility::Visibility;
+use crate::auth_file::{AuthFile, AuthFileError};
 use crate::docker_config::document::{self, Shape, Spoilt};
-use crate::docker_config::key::{index_key, shown};
+use crate::docker_config::key::{index_key, visible};
 use crate::docker_config::keyring::{Entry, Keyring};
 use crate::docker_config::ledger::Record;
 use crate::docker_config::search::Verdict;
 use crate::ecr::registry::{Registry, is_ecr_host};
-use crate::inspect::explain;
-use crate::report::exit::{ExitStatus, chain, failed};
-use crate::report::output::OutputFormat;
+use crate::report::exit::chain;
 use crate::settings::RefreshPolicy;
-use crate::time::clock;
 use crate::time::schedule::Life;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
+
+/// How long the kubelet caches the file.
+const KUBELET_CACHE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What an auth file holds for ECR.
 #[derive(Debug, Serialize)]
 pub struct FileStatus {
-    path: String,
-    /// Why the kubelet does not use the file, or we could not read it.
+    /// The file.
+    pub path: String,
+    /// Why the kubelet does not use the file, or why it could not be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
-    /// What has the kubelet use another file, or try others' credentials first.
+    pub problems: Vec<String>,
+    /// What makes the kubelet use another file, or try other credentials first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
-    registries: Vec<EntryStatus>,
+    pub warnings: Vec<String>,
+    /// From when on every pull uses this version of the file, since the kubelet caches it; `None` if there is no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubelet_reads_by: Option<Timestamp>,
+    /// The entries for ECR.
+    pub registries: Vec<EntryStatus>,
+    /// Whether the file could not be read.
+    #[serde(skip)]
+    pub is_unreadable: bool,
 }
 
-/// One ECR entry, there or missing.
+/// One ECR entry, present or missing.
 #[derive(Debug, Serialize)]
 pub struct EntryStatus {
-    registry: String,
-    /// What the kubelet files it under.
+    /// The registry, without passwords.
+    pub registry: String,
+    /// The kubelet's name for the key.
     #[serde(skip)]
     index: String,
-    state: State,
-    /// Whether it is marked as ours.
-    ours: bool,
+    /// Whether it can be used.
+    pub state: State,
+    /// Whether the agent wrote it.
+    pub ours: bool,
+    /// When its token expires; `None` if that is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    /// When its token was fetched; `None` if that is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
-    fetched_at: Option<Timestamp>,
-    /// When an agent with the default or the given interval replaces it at the latest.
+    pub fetched_at: Option<Timestamp>,
+    /// When an agent with this schedule replaces it at the latest; `None` if the agent did not write it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    refresh_by: Option<Timestamp>,
-    /// Region, kind of endpoint and role that its token came from.
+    pub refresh_by: Option<Timestamp>,
+    /// Region, kind of endpoint and role of its token; `None` if the agent did not write it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
+    pub source: Option<String>,
 }
 
-/// How an entry stands.
+/// Whether an entry can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+pub enum State {
     /// The kubelet can use it now.
     Valid,
-    /// It is past its end.
+    /// It has expired.
     Expired,
     /// It is asked for and not there.
     Missing,
-    /// It is somebody else's, and says nothing of its end.
+    /// Another program wrote it, and nothing says when it expires.
     Unknown,
 }
 
 impl State {
-    fn word(self) -> &'static str {
+    /// A word for people and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
         match self {
             Self::Valid => "valid",
             Self::Expired => "expired",
@@ -77,96 +93,76 @@ impl State {
     }
 }
 
-/// Prints what the auth files hold, and says whether that is enough.
-pub fn run(
-    auth_files: &[AuthFile],
-    registries: &[Registry],
-    rule: &RefreshPolicy,
-    output: OutputFormat,
-) -> ExitStatus {
-    let now = clock::now();
-    let mut unreadable = None;
-    let mut files = Vec::new();
-    for file in auth_files {
-        let path = file.path.display().to_string();
-        files.push(match file.read() {
-            Ok(bytes) => {
-                let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
-                let mut status = inspect(path, bytes, registries, now);
-                let shadowing = bytes.map(|bytes| status.shadowing(bytes)).unwrap_or_default();
-                status.warnings = [hiding(file), shadowing].concat();
-                status
-            }
-            Err(error) => {
-                unreadable = Some(failed(&error, ExitStatus::AuthFile));
-                let problems = vec![chain(&error)];
-                FileStatus { path, problems, warnings: Vec::new(), registries: Vec::new() }
-            }
-        });
-    }
-    for entry in files.iter_mut().flat_map(|file| &mut file.registries) {
-        entry.refresh_by = entry.life().map(|life| rule.due(life, 0.0));
-    }
-    let healthy = files.iter().all(FileStatus::is_healthy);
-    let printed = match output {
-        OutputFormat::Text => print_text(&mut io::stdout().lock(), &files, now),
-        OutputFormat::Json => print_json(&mut io::stdout().lock(), &files, healthy),
-    };
-    match (printed, unreadable) {
-        (Err(error), _) => failed(&error, ExitStatus::Unexpected),
-        (_, Some(ending)) => ending,
-        (Ok(()), None) if healthy => ExitStatus::Done,
-        (Ok(()), None) => ExitStatus::Unexpected,
+impl FileStatus {
+    /// Whether the kubelet can use every entry.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        let good = |entry: &EntryStatus| matches!(entry.state, State::Valid | State::Unknown);
+        self.problems.is_empty() && !self.registries.is_empty() && self.registries.iter().all(good)
     }
 }
 
-/// What is missing or expired of `keys`, in any of the files, in words. Empty where all is well.
+/// Reads an auth file, and judges it.
 #[must_use]
-pub fn missing(files: &[AuthFile], keys: &[String], now: Timestamp) -> Vec<String> {
-    let mut missing = Vec::new();
-    for file in files {
-        let path = file.path.display().to_string();
-        let status = match file.read() {
-            Ok(bytes) => inspect(path.clone(), bytes.as_ref().map(|bytes| bytes.as_slice()), &[], now),
-            Err(error) => {
-                missing.push(chain(&error));
-                continue;
-            }
-        };
-        missing.extend(status.problems.iter().map(|problem| format!("{path}: {problem}")));
-        for key in keys {
-            let entry = status.registries.iter().find(|entry| entry.index == *key);
-            let state = entry.map_or(State::Missing, |entry| entry.state);
-            if state != State::Valid {
-                missing.push(format!("{path}: {key}: {}", state.word()));
-            }
+pub fn look(
+    file: &AuthFile,
+    registries: &[Registry],
+    policy: &RefreshPolicy,
+    visibility: &Visibility,
+    now: Timestamp,
+) -> FileStatus {
+    let path = file.path.display().to_string();
+    let bytes = match file.read() {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let mut status = FileStatus::new(path, problem(&error));
+            status.is_unreadable = true;
+            return status;
         }
+    };
+    let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
+    let mut status = inspect(path, bytes, registries, now);
+    let shadowing = bytes.map(|bytes| status.shadowing(bytes)).unwrap_or_default();
+    status.warnings = [hiding(file, visibility), shadowing].concat();
+    status.kubelet_reads_by = std::fs::metadata(&file.path)
+        .ok()
+        .and_then(|metadata| Timestamp::from_second(metadata.ctime()).ok())
+        .map(|changed| changed + KUBELET_CACHE);
+    for entry in &mut status.registries {
+        entry.refresh_by = entry.life().map(|life| policy.due(life, 0.0));
     }
-    missing
+    status
 }
 
-/// What `bytes`, read from `path`, hold for ECR. The ECR registries that are asked for are listed even if they are
-/// missing; where none is asked for, at least one must be there.
+/// Why a file could not be read. Nothing was to be written, so the error of a writer does not fit everywhere.
+fn problem(error: &AuthFileError) -> String {
+    match error {
+        AuthFileError::NoDirectory(directory) => {
+            format!(
+                "the directory {} does not exist: a wrong path, or it is not mounted",
+                directory.display()
+            )
+        }
+        error => chain(error),
+    }
+}
+
+/// What `bytes`, read from `path`, hold for ECR. The ECR registries that are asked for are listed even if they are missing; if
+/// none is asked for, at least one must be there.
 fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestamp) -> FileStatus {
-    let mut status = FileStatus { path, problems: Vec::new(), warnings: Vec::new(), registries: Vec::new() };
     let Some(bytes) = bytes else {
-        status.problems.push("there is no such file".to_owned());
-        status.add_missing(asked);
-        return status;
+        return FileStatus::new(path, "there is no such file".to_owned()).with_missing(asked);
     };
     let parsed = match document::parse(bytes) {
         Ok(parsed) => parsed,
         Err(error) => {
-            status.problems.push(format!("the kubelet ignores this file, or we cannot write it: {error}"));
-            status.add_missing(asked);
-            return status;
+            let problem = format!("the kubelet ignores this file, or the agent cannot write it: {error}");
+            return FileStatus::new(path, problem).with_missing(asked);
         }
     };
-    status.problems = parsed
-        .spoilt
-        .iter()
-        .map(|spoilt: &Spoilt| format!("the kubelet ignores this file: {spoilt}"))
-        .collect();
+    let ignored = |spoilt: &Spoilt| format!("the kubelet ignores this file: {spoilt}");
+    let mut status = FileStatus::new(path, String::new());
+    status.problems = parsed.spoilt.iter().map(ignored).collect();
     let ledger = parsed.document.ledger().cloned().unwrap_or_default();
     for key in parsed.document.keys() {
         let is_ours = |record: &&Record| parsed.document.digest(key).as_ref() == Some(&record.digest);
@@ -182,7 +178,7 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             None => State::Unknown,
         };
         status.registries.push(EntryStatus {
-            registry: shown(key),
+            registry: visible(key),
             index: host,
             state,
             ours: record.is_some(),
@@ -192,17 +188,16 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             source: record.map(|record| record.source.clone()),
         });
     }
-    status.add_missing(asked);
-    status
+    status.with_missing(asked)
 }
 
-/// What stands in the kubelet's search path besides this file, and does not go with it.
-fn hiding(file: &AuthFile) -> Vec<String> {
+/// Files in the kubelet's search path that it uses instead of this one, or that this one hides.
+fn hiding(file: &AuthFile, visibility: &Visibility) -> Vec<String> {
     let kubelet = file.kubelet();
     if !kubelet.is_searched() {
         return Vec::new();
     }
-    let places = explain::look(&kubelet);
+    let places = explain::look(&kubelet, &file.path, visibility).places;
     let mut warnings = Vec::new();
     let used = places.iter().position(|(_, verdict)| matches!(verdict, Verdict::Used(_)));
     if let Some(at) = used.filter(|at| *at > 0) {
@@ -213,8 +208,8 @@ fn hiding(file: &AuthFile) -> Vec<String> {
     for (place, verdict) in &places {
         let Verdict::Hidden(hidden) = verdict else { continue };
         let is_here = |entry: &&Entry| keyring.entries().iter().any(|here| here.is_filed_with(entry));
-        let lost: Vec<_> =
-            hidden.entries().iter().filter(|entry| !is_here(entry)).map(|entry| shown(&entry.key)).collect();
+        let lost = hidden.entries().iter().filter(|entry| !is_here(entry));
+        let lost: Vec<_> = lost.map(|entry| visible(&entry.key)).collect();
         if !lost.is_empty() {
             let (path, lost) = (place.path.display(), lost.join(", "));
             warnings.push(format!("{path} is hidden by this file, and its entries are not used: {lost}"));
@@ -224,28 +219,34 @@ fn hiding(file: &AuthFile) -> Vec<String> {
 }
 
 impl FileStatus {
-    /// Which entries the kubelet tries before ours, or beside them in random order.
+    /// A file of which nothing is known but a problem, which is none if it is empty.
+    fn new(path: String, problem: String) -> Self {
+        let problems = Some(problem).filter(|problem| !problem.is_empty()).into_iter().collect();
+        let (warnings, registries) = (Vec::new(), Vec::new());
+        Self { path, problems, warnings, kubelet_reads_by: None, registries, is_unreadable: false }
+    }
+
+    /// Entries of other programs that the kubelet tries before the agent's, or beside them in random order.
     fn shadowing(&self, bytes: &[u8]) -> Vec<String> {
         let Ok(keyring) = Keyring::read(bytes, Shape::DockerConfig) else { return Vec::new() };
         let mut warnings = Vec::new();
         for entry in self.registries.iter().filter(|entry| entry.ours) {
             for other in keyring.tried_before(&entry.index).iter().filter(|other| other.record.is_none()) {
-                let (other, key) = (shown(&other.key), &entry.registry);
-                warnings.push(format!(
-                    "the kubelet tries `{other}` before `{key}`, for images that both are for"
-                ));
+                let (other, key) = (visible(&other.key), &entry.registry);
+                warnings
+                    .push(format!("the kubelet tries `{other}` before `{key}`, for images that match both"));
             }
             for other in keyring.filed_under(&entry.index).filter(|other| other.record.is_none()) {
-                let (other, key) = (shown(&other.key), &entry.registry);
+                let (other, key) = (visible(&other.key), &entry.registry);
                 warnings.push(format!(
-                    "`{other}` is another spelling of `{key}`: which of them the kubelet tries first is random"
+                    "`{other}` is another spelling of `{key}`: the kubelet tries them in random order"
                 ));
             }
         }
         warnings
     }
 
-    fn add_missing(&mut self, asked: &[Registry]) {
+    fn with_missing(mut self, asked: &[Registry]) -> Self {
         for registry in asked {
             let is_there = |entry: &EntryStatus| entry.index == registry.key();
             if !self.registries.iter().any(is_there) {
@@ -261,70 +262,12 @@ impl FileStatus {
                 });
             }
         }
+        self
     }
-
-    fn is_healthy(&self) -> bool {
-        let good = |entry: &EntryStatus| matches!(entry.state, State::Valid | State::Unknown);
-        self.problems.is_empty() && !self.registries.is_empty() && self.registries.iter().all(good)
-    }
-}
-
-fn print_json(out: &mut impl Write, files: &[FileStatus], healthy: bool) -> io::Result<()> {
-    let report = serde_json::json!({ "healthy": healthy, "auth_files": files });
-    serde_json::to_writer_pretty(&mut *out, &report)?;
-    writeln!(out)
-}
-
-fn print_text(out: &mut impl Write, files: &[FileStatus], now: Timestamp) -> io::Result<()> {
-    for file in files {
-        writeln!(out, "{}", file.path)?;
-        for problem in &file.problems {
-            writeln!(out, "  problem: {problem}")?;
-        }
-        for warning in &file.warnings {
-            writeln!(out, "  warning: {warning}")?;
-        }
-        if file.registries.is_empty() {
-            writeln!(out, "  no entry for ECR")?;
-            continue;
-        }
-        let mut rows =
-            vec![["REGISTRY", "STATE", "EXPIRES", "REFRESH BY", "WRITTEN BY", "SOURCE"].map(str::to_owned)];
-        rows.extend(file.registries.iter().map(|entry| entry.row(now)));
-        let widths: Vec<usize> = (0..5)
-            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-            .collect();
-        for row in &rows {
-            let cells =
-                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
-            writeln!(out, "  {}", cells.join("  ").trim_end())?;
-        }
-    }
-    Ok(())
 }
 
 impl EntryStatus {
     fn life(&self) -> Option<Life> {
         Some(Life { fetched_at: self.fetched_at?, expires_at: self.expires_at? })
     }
-
-    fn row(&self, now: Timestamp) -> [String; 6] {
-        let expires =
-            self.expires_at.map_or_else(|| "-".to_owned(), |at| format!("{at} ({})", relative(at, now)));
-        let refresh = self.refresh_by.map_or_else(|| "-".to_owned(), |at| relative(at, now));
-        let by = match (self.ours, self.state) {
-            (true, _) => "ecr-node-agent",
-            (false, State::Missing) => "-",
-            (false, _) => "somebody else",
-        };
-        let source = self.source.clone().unwrap_or_else(|| "-".to_owned());
-        [self.registry.clone(), self.state.word().to_owned(), expires, refresh, by.to_owned(), source]
-    }
-}
-
-/// `in 11h 3m`, `5m ago`.
-pub(super) fn relative(at: Timestamp, now: Timestamp) -> String {
-    let span = at.duration_since(now);
-    let whole = SignedDuration::from_secs(span.as_secs().abs() / 60 * 60);
-    if span.is_negative() { format!("{whole:#} ago") } else { format!("in {whole:#}") }
 }

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write, stderr};
 use std::os::fd::AsFd as _;
@@ -14,10 +15,10 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// What a pipe takes at once if it takes anything (pipe(7), `PIPE_BUF`).
+/// How many bytes a pipe that is ready accepts at once (pipe(7), `PIPE_BUF`).
 const PIECE: usize = 4096;
-/// How long a reader may take nothing.
-const PATIENCE_MS: u16 = 1000;
+/// How long the log's reader may accept nothing, in milliseconds.
+const LIMIT_MS: u16 = 1000;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,18 +29,19 @@ pub enum LogFormat {
     Json,
 }
 
-/// Standard error, for as long as somebody reads it.
+/// Standard error, which may be a pipe whose reader hangs.
 ///
-/// Where the log goes through a pipe whose reader hangs, a write would wait for ever, and the refresh of the node's
-/// credentials with it. So a line for which there is no room within a second is lost, and so are all after it, without
-/// another wait, until there is room. Then their number is told. A reader that is gone loses them all.
+/// A write to such a pipe would wait for ever, and delay the refresh of the node's credentials. So a line for which there is no
+/// room within a second is lost. The lines after it are lost without another wait, until there is room again; then the log says
+/// how many were lost. If the reader has ended, all lines are lost.
 #[derive(Debug)]
 struct Lines {
     format: LogFormat,
+    /// How many lines were lost since the last one that was written.
     lost: u64,
-    /// The reader took nothing when we last asked.
+    /// Whether the reader accepted nothing at the last attempt.
     stuck: bool,
-    /// The last line is not whole.
+    /// Whether the last line was written in part.
     torn: bool,
 }
 
@@ -48,15 +50,15 @@ impl Lines {
         Self { format, lost: 0, stuck: false, torn: false }
     }
 
-    /// Says how many lines were lost, if any were.
-    fn tell_lost(&mut self) -> io::Result<()> {
+    /// Logs how many lines were lost, if any were.
+    fn report_lost(&mut self) -> io::Result<()> {
         if self.lost == 0 {
             return Ok(());
         }
         let mut time = String::new();
-        // Without it the line is as good.
+        // A line without the time is better than none.
         SystemTime.format_time(&mut Writer::new(&mut time)).ok();
-        let message = format!("{} log lines were lost: nobody read them", self.lost);
+        let message = format!("{} log lines were lost: the log was not read", self.lost);
         let mut line = String::new();
         if self.torn {
             line.push('\n');
@@ -85,10 +87,10 @@ impl Lines {
 
     fn wait_for_room(&mut self) -> io::Result<()> {
         let stderr = stderr();
-        let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        let patience = if self.stuck { PollTimeout::ZERO } else { PollTimeout::from(PATIENCE_MS) };
+        let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        let limit = if self.stuck { PollTimeout::ZERO } else { PollTimeout::from(LIMIT_MS) };
         let ready = loop {
-            match poll(&mut asked, patience) {
+            match poll(&mut polled, limit) {
                 Err(Errno::EINTR) => {}
                 ready => break ready?,
             }
@@ -99,9 +101,9 @@ impl Lines {
 }
 
 impl Write for Lines {
-    /// Takes one line. It never fails: whoever logs could do nothing about it.
+    /// Writes one line. It never fails: the caller could do nothing about it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.tell_lost().and_then(|()| self.put(line)).is_err() {
+        if self.report_lost().and_then(|()| self.put(line)).is_err() {
             self.lost = self.lost.saturating_add(1);
         }
         Ok(line.len())
@@ -115,12 +117,13 @@ impl Write for Lines {
 /// Starts logging.
 pub fn init(filter: &Targets, format: Option<LogFormat>) {
     let terminal = stderr().is_terminal();
+    let has_colors = terminal && colors(variable("NO_COLOR"), variable("TERM"));
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    // Joined with `and`, so that no directive can bring back what must not be shown.
+    // Joined with `and`, so that no directive can show lines of other crates.
     let filter = filter.clone().and(filter_fn(is_ours));
     let layer = tracing_subscriber::fmt::layer().with_writer(Mutex::new(Lines::new(format)));
     let layer = match format {
-        LogFormat::Text => layer.with_ansi(terminal).with_target(false).boxed(),
+        LogFormat::Text => layer.with_ansi(has_colors).with_target(false).boxed(),
         LogFormat::Json => {
             layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
         }
@@ -128,8 +131,21 @@ pub fn init(filter: &Targets, format: Option<LogFormat>) {
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 
-/// Other crates log what they send and receive, our token among it, and `Debug` forms of errors that carry whole
-/// answers: nothing of theirs is shown, at any level.
+/// Whether the terminal gets colours: not if `NO_COLOR` is set to anything, or if `TERM` is `dumb`.
+fn colors(no_color: Option<OsString>, term: Option<OsString>) -> bool {
+    no_color.is_none_or(|value| value.is_empty()) && term.is_none_or(|term| term != "dumb")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "variables of every terminal program, which are no settings of this one"
+)]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Other crates log what they send and receive, tokens included, and `Debug` forms of errors that hold whole answers. None of
+/// their lines is shown, at any level.
 fn is_ours(event: &tracing::Metadata<'_>) -> bool {
     event.target() == env!("CARGO_CRATE_NAME")
         || event.target().starts_with(concat!(env!("CARGO_CRATE_NAME"), "::"))
@@ -144,15 +160,34 @@ pub fn errors_only() -> Targets {
 /// Reads a filter: a level, or `target=level` pairs with commas between them.
 ///
 /// # Errors
-/// When it is none. A bare word that is no level is refused too: taken as a target, it would silence everything else.
+/// When the text is no filter. A bare word that is no level is refused too: as a target, it would silence everything else.
 pub fn filter(text: &str) -> Result<Targets, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |text: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text));
     if let Some(word) = text.split(',').find(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("`{}` is no level: expected one of {}", word.escape_debug(), LEVELS.join(", ")));
     }
-    // Without a level of its own, a filter for one room would silence all the others, errors too.
+    // Without a level of its own, a filter for one module would silence all others, errors too.
     let has_level = text.split(',').any(is_level);
     let text = if has_level { text.to_owned() } else { format!("info,{text}") };
     text.parse().map_err(|_| "expected a level, or TARGET=LEVEL pairs with commas between them".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_wants_no_colours_gets_none() {
+        let set = |text: &str| Some(OsString::from(text));
+        for (no_color, term, expected) in [
+            (None, None, true),
+            (None, set("xterm"), true),
+            (set(""), set("xterm"), true),
+            (set("1"), set("xterm"), false),
+            (None, set("dumb"), false),
+        ] {
+            assert_eq!(colors(no_color.clone(), term.clone()), expected, "{no_color:?} {term:?}");
+        }
+    }
 }

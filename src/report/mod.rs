@@ -1,5 +1,6 @@
-//! What an operator sees of a running agent: log lines, metrics and probes, systemd's status, the exit code.
+//! What an operator sees of a running agent: log lines, metrics and probes, its state, systemd's status, the exit code.
 
+pub mod agent_state;
 pub mod exit;
 pub mod logging;
 pub mod metrics;

@@ -1,7 +1,7 @@
 //! `--listen`: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //!
-//! The server holds no state. It asks the agent's loop, and so shows that the loop runs: a loop that hangs answers nothing.
-//! Connections, requests and times are bounded.
+//! The server has no state. It asks the agent's loop, so an answer also shows that the loop runs. Connections, requests and
+//! times are limited.
 
 use crate::time::retry::{Backoff, Retry};
 use http_body_util::Full;
@@ -26,11 +26,11 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADERS: Duration = Duration::from_secs(1);
 /// How long a whole exchange may take.
 const EXCHANGE: Duration = Duration::from_secs(10);
-/// The least that hyper takes, in bytes, and more than any probe sends.
+/// The smallest limit that hyper allows, in bytes. No probe sends more.
 const MAX_HEADERS: usize = 8192;
 /// How long the loop may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How often a taken address is tried again, at the longest.
+/// The longest pause between two attempts to bind an address that is in use.
 const BIND: Duration = Duration::from_secs(30);
 
 /// A question to the agent's loop.
@@ -44,18 +44,18 @@ pub enum Query {
     Metrics(oneshot::Sender<String>),
 }
 
-/// Serves until dropped. An address that is taken is tried again: credentials do not wait for a port.
+/// Serves until dropped. An address that is in use is tried again, while the agent works without it.
 pub async fn serve(address: SocketAddr, queries: mpsc::Sender<Query>) {
     let listener = bind(address).await;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            // A client beyond the bound waits in the system's queue.
+            // A client beyond the limit waits in the system's queue.
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, queries.clone()));
                 }
-                // Out of file descriptors, most likely: the pause keeps this from spinning.
+                // Probably no file descriptor is left: the pause prevents a busy loop.
                 Err(_) => sleep(Duration::from_secs(1)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -92,7 +92,7 @@ async fn connection(stream: TcpStream, queries: mpsc::Sender<Query>) {
         .max_buf_size(MAX_HEADERS)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that goes away or sends nonsense is no event.
+    // A client that disconnects or sends no HTTP is not worth a log line.
     drop(timeout(EXCHANGE, serving).await);
 }
 

@@ -10,7 +10,7 @@ use crate::time::write_scheduler::DriftEvent;
 use std::path::Path;
 use tracing::{debug, error, info, warn};
 
-/// Logs what became of an attempt to fetch a token.
+/// Logs the result of an attempt to fetch a token.
 pub fn log_fetched(fetched: &Fetched) {
     let source = fetched.source.as_ref().map(ToString::to_string);
     let source = source.as_deref();
@@ -36,7 +36,7 @@ pub fn log_fetched(fetched: &Fetched) {
     }
 }
 
-/// Logs what became of an auth file.
+/// Logs the result of a write of an auth file.
 pub fn log_published(published: &Published) {
     let path = published.path.as_path();
     let outcome = match &published.result {

@@ -1,6 +1,6 @@
-//! The record of a round: what became of each token source, auth file and pull secret.
+//! The record of a round: the result for each token source, auth file and pull secret.
 //!
-//! Log lines, metrics, the exit code and what `--dry-run` prints are derived from it, in the daemon as well as in `--once`.
+//! Log lines, metrics, the exit code and the output of `--dry-run` are derived from it, in the daemon and in `--once`.
 
 mod log;
 mod plan;
@@ -11,7 +11,7 @@ use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::TokenSource;
 use crate::pull_secret::SecretDone;
 use crate::report::exit::ExitStatus;
-use crate::report::metrics::{Metrics, Outcome, Reason};
+use crate::report::metrics::{Metrics, Reason};
 use crate::time::write_scheduler::DriftEvent;
 use jiff::Timestamp;
 use std::time::Duration;
@@ -30,10 +30,10 @@ pub struct Round {
     pub secrets: Vec<SecretDone>,
 }
 
-/// What became of one attempt to fetch a token.
+/// The result of one attempt to fetch a token.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The source; `None` if not even that could be found out.
+    /// The source; `None` if the attempt failed before it was known.
     pub source: Option<TokenSource>,
     /// Why it was asked.
     pub reason: Reason,
@@ -45,14 +45,14 @@ pub struct Fetched {
     pub failures: u32,
     /// How long it is until the next attempt; `None` after a success, or if there is none.
     pub retry_in: Option<Duration>,
-    /// When the token is replaced; `None` after a failure, or if nothing replaces it.
+    /// When the next refresh is due; `None` after a failure, or in `--once`.
     pub next_refresh: Option<Timestamp>,
-    /// When the token from before expires; `None` if there is none that is valid.
+    /// When the previous token expires; `None` if there is no valid one.
     pub old_token_expires_at: Option<Timestamp>,
 }
 
 impl Fetched {
-    /// The record of an attempt, of which nothing more is known yet.
+    /// The record of an attempt, with nothing about the next one.
     #[must_use]
     pub fn new(
         source: Option<TokenSource>,
@@ -76,26 +76,18 @@ impl Fetched {
     pub fn count(&self, metrics: &Metrics) {
         // Without a source, ECR was not asked.
         if self.source.is_some() {
-            metrics.attempt(self.reason, outcome(self.result.as_ref().err()), self.took);
+            let result = self.result.as_ref().map_or_else(|refusal| refusal.class().as_str(), |_| "success");
+            metrics.attempt(self.reason, result, self.took);
         }
-    }
-}
-
-fn outcome(refusal: Option<&Refusal>) -> Outcome {
-    match refusal {
-        None => Outcome::Success,
-        Some(Refusal::Throttled { .. }) => Outcome::Throttled,
-        Some(refusal) if refusal.is_about_the_caller() => Outcome::Credentials,
-        Some(_) => Outcome::Failure,
     }
 }
 
 /// Counts a write of an auth file.
 pub fn count_published(published: &Published, metrics: &Metrics) {
     match &published.result {
-        Err(_) => metrics.written(Outcome::Failure),
+        Err(_) => metrics.written(false),
         Ok(outcome) if outcome.effect == Effect::Unchanged => {}
-        Ok(_) => metrics.written(Outcome::Success),
+        Ok(_) => metrics.written(true),
     }
     if matches!(published.drift, DriftEvent::Repaired | DriftEvent::Fight) {
         metrics.repaired();
@@ -103,8 +95,8 @@ pub fn count_published(published: &Published, metrics: &Metrics) {
 }
 
 impl Round {
-    /// The exit code of `--once`, `remove` and `link`. Of several failures the one nearest to the node counts, since a node
-    /// whose file cannot be written is helped by no token.
+    /// The exit code of `--once`, `remove` and `link`. Of several failures, an auth file comes first, since no token helps a node
+    /// whose file cannot be written; then credentials, then ECR, then pull secrets.
     #[must_use]
     pub fn exit_status(&self) -> ExitStatus {
         let refusals = || self.fetched.iter().filter_map(|fetched| fetched.result.as_ref().err());

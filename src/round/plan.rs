@@ -1,4 +1,4 @@
-//! What `--dry-run` prints, on standard output: the changes that the round would have made.
+//! What `--dry-run` prints, on standard output: the changes that the round would make.
 
 use super::Round;
 use crate::auth_file::{DIRECTORY, Effect, Link, Note};
@@ -10,10 +10,10 @@ use crate::pull_secret::reconcile::WriteReason;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// Prints what a dry run would have changed.
+/// Prints what the round would change.
 ///
 /// # Errors
-/// When standard output takes nothing.
+/// When standard output cannot be written.
 pub fn print_plan(round: &Round) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     for published in &round.published {
@@ -27,10 +27,10 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
             Ok(Effect::Replaced(changes)) => {
                 writeln!(out, "{path}: would be replaced")?;
                 for (key, expires_at) in &changes.written {
-                    writeln!(out, "  write   {key} (token redacted, good until {expires_at})")?;
+                    writeln!(out, "  write   {key} (token redacted, valid until {expires_at})")?;
                 }
                 for key in changes.taken_over.iter().map(|key| shown(key)) {
-                    writeln!(out, "  take    {key} (not marked as ours until now)")?;
+                    writeln!(out, "  take    {key} (an entry that another program wrote)")?;
                 }
                 for key in changes.removed.iter().map(|key| shown(key)) {
                     writeln!(out, "  remove  {key}")?;
@@ -73,13 +73,13 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
 }
 
 fn secret_plan(published: &secret::Published) -> String {
-    let until = published.ends.values().min().map(|end| format!(" (token redacted, good until {end})"));
+    let until = published.ends.values().min().map(|end| format!(" (token redacted, valid until {end})"));
     let until = until.unwrap_or_default();
     match &published.effect {
         secret::Effect::Unchanged | secret::Effect::PutOff | secret::Effect::Overtaken => {
             "would stay as it is".to_owned()
         }
-        secret::Effect::NotOurs => "would stay: another field manager has set what it holds".to_owned(),
+        secret::Effect::NotOurs => "would stay: another field manager has set its content".to_owned(),
         secret::Effect::Deleted => "would be deleted".to_owned(),
         secret::Effect::Written(WriteReason::Missing) => format!("would be created{until}"),
         secret::Effect::Written(WriteReason::New | WriteReason::Changed) => {

@@ -41,6 +41,12 @@ impl TokenStore {
         }
     }
 
+    /// The requests for the registries that the user named, which are known without asking; empty if none is named.
+    #[must_use]
+    pub fn named_requests(&self) -> Vec<TokenRequest> {
+        TokenRequest::for_registries(&self.registries, self.role.as_ref())
+    }
+
     /// A client for ECR. Certificates and credentials are read anew with each client, so that renewed ones count.
     ///
     /// # Errors
@@ -58,7 +64,7 @@ impl TokenStore {
     /// When there is no region.
     pub async fn requests(&self, ecr: &Ecr) -> Result<Vec<TokenRequest>, Refusal> {
         if !self.registries.is_empty() {
-            return Ok(TokenRequest::for_registries(&self.registries, self.role.as_ref()));
+            return Ok(self.named_requests());
         }
         let region = match ecr.default_region().await {
             Ok(region) => region,

@@ -224,7 +224,7 @@ fn status_tells_what_is_there_and_until_when() {
     let foreign =
         json!({ "auths": { format!("https://{HOST}/v2/"): { "auth": "QVdTOm9sZA==" } } }).to_string();
     let theirs = Node::with_auth_file(&foreign);
-    status(&theirs, &["--registry", HOST]).expect(0, &["unknown", "somebody else"]);
+    status(&theirs, &["--registry", HOST]).expect(0, &["unknown", "another program"]);
     theirs.write("kubelet/config.json", "{\"auths\":{\"a\":[]}}");
     status(&theirs, &[])
         .expect(1, &["problem: the kubelet ignores this file: the entry `a` cannot be decoded"]);
@@ -248,6 +248,29 @@ fn remove_gives_the_node_back_and_leaves_the_rest() {
     node.run(&remove).expect(0, &[]);
     assert_eq!(fs::metadata(&auth_file).unwrap().modified().unwrap(), before, "nothing of ours was in it");
     node.run(&["remove", "--auth-file", "/nonexistent/config.json"]).expect(5, &["does not exist"]);
+}
+
+#[test]
+fn a_dry_run_logs_nothing_that_it_did_not_do() {
+    let node = Node::with_auth_file(FOREIGN);
+    let auth_file = node.auth_file();
+    let run = node.once(&["--dry-run"]).expect(0, &["would be replaced"]);
+    assert!(!run.err.contains("published"), "{}", run.err);
+    node.once(&[]).expect(0, &["published"]);
+    let run = node.run(&["remove", "--dry-run", "--auth-file", auth_file.to_str().unwrap()]);
+    let run = run.expect(0, &["would be replaced"]);
+    assert!(!run.err.contains("removed"), "{}", run.err);
+}
+
+#[test]
+fn status_says_when_the_kubelet_reads_the_file_and_whether_its_directory_is_missing() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let auth_file = node.auth_file();
+    let status = |file: &str| node.run(&["status", "--auth-file", file]);
+    status(auth_file.to_str().unwrap()).expect(0, &["kubelet: reads this version by 20", "agent: not found"]);
+    let run = status("/nonexistent/config.json").expect(5, &["the directory /nonexistent does not exist"]);
+    assert!(!run.out.contains("nothing was written"), "{}", run.out);
 }
 
 #[test]

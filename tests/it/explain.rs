@@ -115,16 +115,16 @@ fn it_ends_well_only_with_a_usable_credential_for_every_image() {
     let node = Node::new();
     node.once(&[]).expect(0, &[]);
     let (ours, other) = (format!("{HOST}/app"), "registry.example.com/app");
-    explain(&node, &[&ours]).expect(0, &["a credential that may be good"]);
+    explain(&node, &[&ours]).expect(0, &["a credential that may work"]);
     explain(&node, &[&ours, other]).expect(1, &["the kubelet pulls without credentials"]);
 
     // An expired one is tried, and no pull without a credential after it.
     let end = node.document()["ecr-node-agent"]["entries"][HOST]["expiresAt"].as_str().unwrap().to_owned();
     let text = fs::read_to_string(node.auth_file()).unwrap().replace(&end, "2026-01-01T00:00:00Z");
     node.write("kubelet/config.json", &text);
-    let run = explain(&node, &[&ours])
-        .expect(1, &["expired 2026-01-01T00:00:00Z", "no credential that can be good"]);
-    assert!(run.out.contains("no pull without one is tried after these"), "{}", run.out);
+    let run =
+        explain(&node, &[&ours]).expect(1, &["expired 2026-01-01T00:00:00Z", "no credential that can work"]);
+    assert!(run.out.contains("the kubelet does not try without a credential after these"), "{}", run.out);
 
     // The kubelet ignores an identity token.
     node.write(
@@ -136,7 +136,12 @@ fn it_ends_well_only_with_a_usable_credential_for_every_image() {
     fs::remove_file(node.auth_file()).unwrap();
     explain(&node, &[&ours]).expect(1, &["missing", "the kubelet pulls without credentials"]);
     fs::File::create(node.auth_file()).unwrap().set_len(16 * 1024 * 1024 + 1).unwrap();
-    explain(&node, &[&ours]).expect(5, &["larger than 16 MiB", "cannot say which file the kubelet uses"]);
+    let run = explain(&node, &[&ours]).expect(
+        5,
+        &["larger than 16 MiB", "cannot determine which file the kubelet uses", "result: unknown"],
+    );
+    assert!(!run.out.contains("pulls without credentials"), "{}", run.out);
+    assert_eq!(explained(&node, 5, &[&ours])["images"][0]["usable"], Value::Null);
 
     explain(&node, &["https://registry.example.com/app"]).expect(2, &["drop the scheme"]);
     explain(&node, &["Registry/App"]).expect(2, &["no capital letters"]);
@@ -166,7 +171,7 @@ fn status_warns_of_what_goes_before_ours_and_of_what_ours_hides() {
             "warning: {} is hidden by this file, and its entries are not used: lost.example.com",
             home.display()
         ),
-        format!("warning: the kubelet tries `{HOST}/team` before `{HOST}`, for images that both are for"),
+        format!("warning: the kubelet tries `{HOST}/team` before `{HOST}`, for images that match both"),
         format!("warning: `http://{HOST}` is another spelling of `{HOST}`"),
     ];
     let told: Vec<_> = run.out.lines().filter(|line| line.contains("warning:")).collect();
@@ -187,6 +192,53 @@ fn a_file_of_another_name_is_looked_at_alone() {
     node.write("crio/auth.json", &json!({ "auths": { "registry.example.com": entry("a") } }).to_string());
     let file = node.path("crio/auth.json");
     let run = node.run(&["explain", "--auth-file", file.to_str().unwrap(), "registry.example.com/app"]);
-    let run = run.expect(0, &["no kubelet looks for one of this name"]);
+    let run = run.expect(0, &["the kubelet does not search for files of this name"]);
     assert!(!run.out.contains(".dockercfg"), "{}", run.out);
+}
+
+#[test]
+fn no_password_in_a_key_is_shown_by_any_command() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let keys = [
+        "https://user:pa/s3cr3t@example.com".to_owned(),
+        format!("https://AWS:s3cr3t/abc+def==@{HOST}"),
+        "user:s3cr3t@example.com?x=://".to_owned(),
+        format!("//user:s3cr3t@{HOST}"),
+        format!("https:/user:s3cr3t@{HOST}"),
+        format!("{HOST}?token=s3cr3t"),
+        format!("{HOST}:s3cr3t"),
+        format!("https://user:s3cr3t@{HOST}"),
+    ];
+    let mut document = node.document();
+    for key in &keys {
+        document["auths"][key] = entry("other");
+    }
+    node.write("kubelet/config.json", &document.to_string());
+    let image = format!("{HOST}/app");
+    let auth_file = node.auth_file();
+    let file = ["--auth-file", auth_file.to_str().unwrap()];
+    let commands: [&[&str]; 4] = [
+        &["explain", &image],
+        &["explain", "--output", "json", &image],
+        &["status"],
+        &["status", "--output", "json"],
+    ];
+    for command in commands {
+        let run = node.run(&[command, &file].concat());
+        assert!(
+            !run.out.is_empty() && !run.out.contains("s3cr3t") && !run.err.contains("s3cr3t"),
+            "{}",
+            run.out
+        );
+    }
+    // Entries that are taken over, or that spoil the file, are named, too.
+    for more in [&[][..], &["--dry-run"]] {
+        let once = node.once(&[&["--log-level", "debug"], more].concat());
+        assert!(!once.out.contains("s3cr3t") && !once.err.contains("s3cr3t"), "{}\n{}", once.out, once.err);
+        for key in &keys {
+            document["auths"][key] = json!({ "auth": "eA==" });
+        }
+        node.write("kubelet/config.json", &document.to_string());
+    }
 }

@@ -51,6 +51,7 @@ impl Node {
         let mut node = Self { root, aws, environment, hidden: Vec::new() };
         node.set("HOME", node.path("home").to_str().unwrap());
         node.set("AWS_EC2_METADATA_DISABLED", "true");
+        node.set("ECR_NODE_AGENT_STATE_FILE", node.path("state.json").to_str().unwrap());
         node
     }
 

@@ -47,7 +47,7 @@ fn metrics_and_probes_tell_how_things_stand() {
     let (status, metrics) = get(&address, "/metrics");
     assert_eq!(status, 200);
     assert!(
-        metrics.contains("ecr_node_agent_refreshes_total{reason=\"start\",result=\"failure\"} 1"),
+        metrics.contains("ecr_node_agent_refreshes_total{reason=\"start\",result=\"unreachable\"} 1"),
         "{metrics}"
     );
     assert!(metrics.contains("ecr_node_agent_retries_pending 1"), "{metrics}");

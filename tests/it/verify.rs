@@ -147,7 +147,7 @@ fn a_registry_elsewhere_is_asked_over_tls_and_through_the_proxy() {
     node.set("HTTPS_PROXY", &proxy.url());
     node.unset("AWS_CA_BUNDLE");
     let run = verify(&node, &[&format!("{registry}/app"), &format!("{here}/app")]);
-    run.expect(1, &["nobody answered", "the server's certificate is refused"]);
+    run.expect(1, &["did not answer", "the server's certificate is refused"]);
 
     let authority = node.path("authority.pem");
     node.set("AWS_CA_BUNDLE", authority.to_str().unwrap());
@@ -173,7 +173,7 @@ fn plain_http_elsewhere_is_asked_for_alone() {
     node.set("HTTP_PROXY", &proxy.url());
     node.set("HTTPS_PROXY", &proxy.url());
     let calls = node.aws.count(Api::Registry);
-    verify(&node, &["registry.example.com/app"]).expect(1, &["nobody answered"]);
+    verify(&node, &["registry.example.com/app"]).expect(1, &["did not answer"]);
     assert_eq!(node.aws.count(Api::Registry), calls, "nothing was asked without TLS");
     verify(&node, &["--plain-http", "registry.example.com/app"])
         .expect(0, &["asked http://registry.example.com"]);
