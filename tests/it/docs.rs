@@ -284,11 +284,13 @@ fn operators_are_told_what_every_alert_means() {
     let alerts: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let page = text("docs/operations.md");
     let section = page.split("\n## ").find(|section| section.starts_with("Alerts")).unwrap();
-    let told: Vec<&str> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `"))
-        .map(|line| line.split('`').next().unwrap())
-        .collect();
+    let told: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("### ")).collect();
     assert!(alerts.len() > 5, "{alerts:?}");
     assert_eq!(told, alerts);
+    // Each alert links to its heading.
+    let links = text("daemonset/chart/files/alerts.yaml");
+    for alert in alerts {
+        let link = format!("runbook_url: \"@RUNBOOK@#{}\"", alert.to_lowercase());
+        assert_eq!(links.matches(&link).count(), 1, "{link}");
+    }
 }

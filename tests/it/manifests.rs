@@ -264,7 +264,7 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
             let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
             let seen: Vec<_> = mounts.iter().filter_map(|mount| mount["mountPath"].as_str()).collect();
             if name == "linked" {
-                assert_eq!(seen, ["/var/lib/kubelet/ecr-node-agent"]);
+                assert_eq!(seen, ["/var/lib/kubelet/ecr-node-agent", "/run/ecr-node-agent"]);
             }
 
             if on_node {
