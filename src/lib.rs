@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod docker_config;
 pub mod ecr;
+pub mod events;
 pub mod inspect;
 pub mod pull_secret;
 pub mod report;

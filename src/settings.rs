@@ -6,6 +6,7 @@ use crate::docker_config::search::Kubelet;
 use crate::ecr::client::Identity;
 use crate::ecr::http::Trust;
 use crate::ecr::registry::{Registry, RoleArn};
+use crate::events::PodRef;
 use crate::pull_secret::names::PullSecrets;
 use crate::report::output::OutputFormat;
 use crate::time::cron::Schedule;
@@ -105,6 +106,8 @@ pub struct DaemonSettings {
     pub credential_files: Vec<PathBuf>,
     /// Where to write the agent's state for `status`; `None` for nowhere.
     pub state_file: Option<PathBuf>,
+    /// The pod that Kubernetes Events are published about; `None` if none are.
+    pub event_pod: Option<PodRef>,
 }
 
 /// How to ask registries.

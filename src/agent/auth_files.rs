@@ -225,6 +225,14 @@ impl AuthFiles {
         Some(EntryInPlace { fetched_at: record.fetched_at, expires_at: record.expires_at })
     }
 
+    /// The registries whose entry in a file has expired.
+    #[must_use]
+    pub fn expired(&self, now: Now) -> Vec<String> {
+        let records = self.files.iter().flat_map(|state| &state.records);
+        let expired = records.filter(|(_, record)| record.expires_at <= now.wall);
+        expired.map(|(key, _)| key.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Whether a file holds an entry under this key.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {

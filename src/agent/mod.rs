@@ -16,6 +16,7 @@ pub mod watches;
 
 use crate::docker_config::merge::Wanted;
 use crate::ecr::client::Ecr;
+use crate::events::{self, Observed};
 use crate::pull_secret::controller::{self, NotReadyReason};
 use crate::pull_secret::shared;
 use crate::report::agent_state::Failure;
@@ -62,6 +63,8 @@ struct Agent {
     wanted: watch::Sender<Arc<Wanted>>,
     /// Why the pull secrets are not ready; `None` if readiness does not depend on them.
     pull_secrets: Option<watch::Receiver<NotReadyReason>>,
+    /// What the Kubernetes Events are about. Their task takes it from here.
+    observed: watch::Sender<Observed>,
     /// Both clocks at the start of the last turn.
     clock: Now,
 }
@@ -94,6 +97,10 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
             Ok(())
         });
     }
+    let (observed, new_observed) = watch::channel(Observed::default());
+    if let Some(pod) = daemon.event_pod.clone() {
+        tasks.spawn(events::run(pod, new_observed));
+    }
     let now = clock::both();
     let mut agent = Agent {
         sources: Sources::new(TokenStore::new(&settings), daemon.policy.clone(), now),
@@ -104,6 +111,7 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
         state_file: StateFile::new(daemon.state_file.clone()),
         wanted,
         pull_secrets,
+        observed,
         clock: now,
     };
     info!("started");
@@ -189,7 +197,18 @@ impl Agent {
             warn!(path = %path.display(), "a write takes long; its file system may hang");
         }
         self.systemd.status(self.sources.summary(now));
-        self.state_file.set(self.files.paths(), self.failures(now));
+        let failures = self.failures(now);
+        if self.observed.receiver_count() > 0 {
+            let expired = self.files.expired(now);
+            let observed = Observed { failures: failures.clone(), expired };
+            self.observed.send_if_modified(|before| {
+                *before != observed && {
+                    *before = observed;
+                    true
+                }
+            });
+        }
+        self.state_file.set(self.files.paths(), failures);
     }
 
     /// What fails at the moment.

@@ -3,6 +3,7 @@
 use super::value::{Listed, Maybe, duration, socket_address};
 use crate::docker_config::image::Image;
 use crate::ecr::registry::{Region, Registry, RoleArn};
+use crate::events::PodRef;
 use crate::pull_secret::names::{Label, Name, PullSecretArg};
 use crate::report::logging::{self, LogFormat};
 use crate::report::output::OutputFormat;
@@ -95,6 +96,11 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     pub(super) state: StateArgs,
+
+    /// Publish Kubernetes Events about this pod, the agent's own. It needs the permission to create and patch Events in that
+    /// namespace. [default: off]
+    #[arg(long, value_name = "NAMESPACE/NAME/UID", env = "ECR_NODE_AGENT_EVENT_POD", hide_env_values = true)]
+    pub(super) event_pod: Option<Maybe<PodRef>>,
 
     #[command(flatten)]
     pub(super) dry_run: DryRunArgs,

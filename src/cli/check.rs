@@ -116,6 +116,7 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
         listen: args.listen.and_then(|maybe| maybe.0),
         credential_files: aws::credential_files(),
         state_file,
+        event_pod: args.event_pod.and_then(|maybe| maybe.0),
     };
     Ok((Command::Run(settings, daemon), args.log))
 }

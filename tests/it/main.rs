@@ -13,6 +13,7 @@ mod crowd;
 mod daemon;
 mod docs;
 mod ecr;
+mod events;
 mod explain;
 mod hostpath;
 mod in_pod;

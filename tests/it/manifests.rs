@@ -236,8 +236,8 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
             let text = spec.to_string();
 
             let on_node = workload["kind"] == "DaemonSet";
-            // Only who keeps pull secrets is shown anything of the API server's.
-            let keeps_secrets = !on_node || name == "secrets-on-nodes";
+            // Only an agent that keeps pull secrets or publishes Events has a token of the API server's.
+            let keeps_secrets = !on_node || ["secrets-on-nodes", "everything-watched"].contains(&&*name);
             assert_eq!(spec["automountServiceAccountToken"], json!(keeps_secrets), "{name}");
             assert_eq!(text.contains("kube-api-access"), keeps_secrets, "{name}: {text}");
             // system-node-critical and system-cluster-critical

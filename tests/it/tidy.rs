@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts of the program, lowest first. Each may use the parts before it, and no other.
-const LAYERS: [&str; 14] = [
+const LAYERS: [&str; 15] = [
     "time",
     "docker_config",
     "report",
     "ecr",
     "auth_file",
     "pull_secret",
+    "events",
     "settings",
     "token",
     "round",

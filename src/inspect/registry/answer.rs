@@ -4,58 +4,58 @@ use super::challenge::Untrusted;
 use crate::report::redact::redact;
 use serde::Deserialize;
 
-/// What came of asking for an image with one credential, or with none.
+/// The answers to the requests for an image, with one credential or with none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
-    /// The status of the token service's answer, where there is one.
+    /// The status of the token service's answer; `None` if it was not asked.
     pub token: Option<u16>,
-    /// The status of `/v2/`.
+    /// The status of `/v2/`; `None` if it was not asked.
     pub base: Option<u16>,
-    /// The status of the manifest.
+    /// The status of the manifest; `None` if it was not asked.
     pub manifest: Option<u16>,
     /// What it means.
     pub meaning: Meaning,
-    /// What the registry said to a refusal, shortened, nothing secret in it.
+    /// The registry's message to a refusal, shortened and without secrets; `None` if it sent none.
     pub said: Option<String>,
 }
 
-/// What an answer means to the operator.
+/// What the answers mean for a pull.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Meaning {
-    /// The manifest was handed out.
+    /// The registry served the manifest.
     #[error("a pull would work")]
     Works,
-    /// It was handed out before anybody had sent a credential.
+    /// The registry served the manifest without a credential.
     #[error("a pull would work: the registry asks for no credential")]
     NotAsked,
-    /// There is no such thing for this caller.
+    /// There is no such image for this caller.
     #[error("the credential is accepted, and there is no such image or tag")]
     NotThere,
-    /// It is wrong, revoked or expired.
+    /// The credential is wrong, revoked or expired.
     #[error("the registry does not accept it: it is wrong, revoked or expired")]
     NotAccepted,
-    /// It is not for this repository; ECR answers so to an expired token too.
-    #[error("it gives no right to pull from this repository, or it has expired")]
+    /// The credential may not pull from this repository; ECR also answers so to an expired token.
+    #[error("it may not pull from this repository, or it has expired")]
     NotAllowed,
-    /// Asked too often.
+    /// Too many requests.
     #[error("throttled: ask again later")]
     Throttled,
-    /// Sent elsewhere, where no credential is sent.
-    #[error("the registry sends the request elsewhere, which was not followed")]
+    /// The registry redirects to another place, which gets no credential.
+    #[error("the registry redirects the request, which was not followed")]
     Redirected,
     /// Another answer.
-    #[error("an answer that says nothing about the credential")]
+    #[error("the answer says nothing about the credential")]
     Unexpected,
-    /// It was not sent.
+    /// The credential was not sent.
     #[error("not sent: {0}")]
     NotSent(Untrusted),
-    /// Nobody answered.
+    /// The registry did not answer.
     #[error("no answer: {0}")]
     NoAnswer(String),
 }
 
 impl Meaning {
-    /// What a status means that a manifest was answered with.
+    /// What the status of the manifest's answer means.
     #[must_use]
     pub fn of_status(status: u16) -> Self {
         match status {
@@ -93,11 +93,11 @@ impl Meaning {
     }
 }
 
-/// The longest text of a registry's that is shown.
+/// The longest message of a registry that is shown, in characters.
 const MAX_SAID: usize = 200;
 
-/// What the body of a refusal says, if it is as the distribution specification wants it. `secrets` never show: a registry
-/// may well repeat what it was sent.
+/// The message in the body of a refusal, if it has the form of the distribution specification. A message that holds one of
+/// `secrets` is not shown: a registry may repeat what it was sent.
 #[must_use]
 pub fn said(body: &[u8], secrets: &[&str]) -> Option<String> {
     #[derive(Deserialize)]
@@ -114,14 +114,14 @@ pub fn said(body: &[u8], secrets: &[&str]) -> Option<String> {
     let refusal: Refusal = serde_json::from_slice(body).ok()?;
     let Item { code, message } = refusal.errors.into_iter().next()?;
     let text = if message.is_empty() { code } else { format!("{code}: {message}") };
-    // Before it is cut: half a secret is one too.
+    // Before the text is cut, since half a secret is a secret too.
     if text.is_empty() || secrets.iter().any(|secret| !secret.is_empty() && text.contains(secret)) {
         return None;
     }
     Some(redact(&text, MAX_SAID))
 }
 
-/// The token out of a token service's answer.
+/// The token in a token service's answer.
 #[must_use]
 pub fn token(body: &[u8]) -> Option<secrecy::SecretString> {
     #[derive(Deserialize)]
@@ -155,7 +155,7 @@ mod tests {
         }
         let coded = |code: &str| said(&format!(r#"{{"errors":[{{"code":"{code}"}}]}}"#));
         assert_eq!(coded(&"x ".repeat(1000)).map(|text| text.chars().count()), Some(MAX_SAID + 1));
-        // A part of a token is none of those that were sent, and is not shown all the same.
+        // A part of a token is not one of `secrets`, and is not shown either.
         assert_eq!(coded(&"x".repeat(1000)).as_deref(), Some("…"));
     }
 

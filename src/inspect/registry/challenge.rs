@@ -1,4 +1,4 @@
-//! What a registry wants to see before it answers, and to whom a credential may be sent.
+//! Which kind of credential a registry wants, and where a credential may be sent.
 //!
 //! The rules are those of the distribution specification's token authentication and of RFC 9110, section 11.
 
@@ -12,11 +12,11 @@ const MAX_REALM: usize = 2048;
 pub enum Challenge {
     /// User and password with each request.
     Basic,
-    /// A token, which somebody hands out for user and password.
+    /// A token, which a token service gives for user and password.
     Bearer {
-        /// Whom to ask.
+        /// The URL of the token service.
         realm: String,
-        /// For which service, if the registry says so.
+        /// The service that the token is for; `None` if the registry names none.
         service: Option<String>,
     },
 }
@@ -24,15 +24,16 @@ pub enum Challenge {
 /// Why a credential is not sent to a token service.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Untrusted {
-    /// No URL that one could ask.
+    /// The registry names no usable URL.
     #[error("the registry names a token service that is no plain URL")]
     NotAUrl,
-    /// Everybody on the way could read it.
+    /// Everybody on the way could read the credential.
     #[error("the registry names a token service without TLS, `{0}`, which gets no credential")]
     PlainHttp(String),
 }
 
-/// The challenge that we can answer, out of the headers of an answer. One for a token goes first, as for runtimes.
+/// The challenge in the headers of an answer that this program can answer. A bearer challenge comes first, as in container
+/// runtimes.
 pub fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut basic = None;
     for header in headers {
@@ -104,8 +105,8 @@ fn value_of(text: &str) -> Option<(String, &str)> {
 
 /// The URL to ask a token service for a token to pull from `repository`, or why it is not asked.
 ///
-/// A credential goes to whomever the registry names, as with every client, but over TLS. Without TLS it goes only where the
-/// registry itself is asked without TLS: to that registry, or on the same node.
+/// A credential goes to the service that the registry names, as with every client, but only over TLS. Without TLS it goes there
+/// only if the registry itself is asked without TLS, and the service is that registry, or both are on this node.
 ///
 /// # Errors
 /// When no credential may be sent there.

@@ -1,7 +1,7 @@
-//! The requests: `/v2/` and a manifest, with each credential in turn, as a runtime would send them for a pull.
+//! The requests: `/v2/` and a manifest, with each credential in turn, as a container runtime sends them for a pull.
 //!
-//! Nothing is downloaded but the manifest's head. A redirect is never followed, and every answer is bounded in size and
-//! time.
+//! Nothing but the head of the manifest's answer is downloaded. A redirect is never followed, and every answer is limited in
+//! size and time.
 
 use super::answer::{Answers, Meaning, said, token};
 use super::challenge::{self, Challenge, Endpoint, is_loopback, token_url};
@@ -14,9 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// Where Docker Hub's images really are.
+/// The name of Docker Hub in images, and the host of its registry.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
-/// The kinds of manifests that runtimes take.
+/// The kinds of manifests that container runtimes accept.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                          application/vnd.docker.distribution.manifest.list.v2+json, \
                          application/vnd.docker.distribution.manifest.v2+json";
@@ -24,25 +24,25 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vn
 /// What a registry answered for an image.
 #[derive(Debug)]
 pub struct Verification {
-    /// Where it was asked; `None` where nobody answered.
+    /// Where it was asked; `None` if it did not answer.
     pub endpoint: Option<Endpoint>,
-    /// What it wants; `None` if nothing that we know.
+    /// What it wants; `None` if nothing of a known kind.
     pub challenge: Option<Challenge>,
-    /// With no credential, which is what the kubelet tries where no entry matches.
+    /// Without a credential, which is what the kubelet tries if no entry matches.
     pub without: Answers,
     /// With each credential.
     pub with: Vec<Answers>,
 }
 
-/// A request's secret, and what must not be seen in its answer.
+/// The secret header of a request, and all secrets that must not be shown from its answer.
 struct Authorization {
     header: SecretString,
     secrets: Vec<SecretString>,
 }
 
-/// Asks the registry of `image` what it would do with each of `credentials`, and with none.
+/// Asks the registry of `image` with each of `credentials`, and with none.
 ///
-/// `plain_http` asks without TLS. A registry on this node is asked so by itself, if it does not speak TLS.
+/// `plain_http` asks without TLS. A registry on this node that does not speak TLS is asked without it anyway.
 pub async fn verify(
     http: &Registries,
     image: &Image,
@@ -74,7 +74,7 @@ pub async fn verify(
         return Verification { challenge, without, with, endpoint: Some(endpoint) };
     }
     if let Some(Challenge::Bearer { .. }) = &challenge {
-        // Nobody may be given a token too, as by Docker Hub.
+        // A token service may also give a token without a credential, as Docker Hub's does.
         without = Answers { base: without.base, ..asking.with(challenge.as_ref(), None).await };
     }
     let mut with = Vec::new();
@@ -88,7 +88,7 @@ pub async fn verify(
 async fn reach(http: &Registries, image: &Image, plain_http: bool) -> Result<(Endpoint, Answer), String> {
     let host = if image.host() == HUB.0 { HUB.1 } else { image.host() };
     if host.is_empty() {
-        return Err("the image's name names no registry that one could ask".to_owned());
+        return Err("the image's name names no registry that can be asked".to_owned());
     }
     let ways: &[bool] = match (plain_http, is_loopback(host)) {
         (true, _) => &[false],
@@ -125,7 +125,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// All that is asked with one credential, or with none.
+    /// All requests with one credential, or with none.
     async fn with(&self, challenge: Option<&Challenge>, credentials: Option<&Credentials>) -> Answers {
         let mut answers = Answers::new(Meaning::Unexpected);
         let basic = credentials.and_then(basic);
@@ -137,7 +137,7 @@ impl Asking<'_> {
                 }
             }
             Some(Challenge::Basic) => basic,
-            // Nobody has asked for it, so a runtime sends none.
+            // The registry wants none, so a container runtime sends none.
             None => None,
         };
         let header = authorization.as_ref().map(|authorization| &authorization.header);
@@ -212,7 +212,7 @@ impl Answers {
         Self { token: None, base: None, manifest: None, meaning, said: None }
     }
 
-    /// Takes what the manifest was answered with.
+    /// Takes the manifest's answer.
     fn take(&mut self, answer: &Answer, authorization: Option<&Authorization>) {
         self.manifest = Some(answer.status);
         self.meaning = Meaning::of_status(answer.status);
@@ -232,7 +232,7 @@ impl Answer {
     }
 }
 
-/// User and password as a header. Runtimes take an entry without both for no credential.
+/// User and password as a header. For container runtimes, an entry without both is no credential.
 fn basic(credentials: &Credentials) -> Option<Authorization> {
     let password = credentials.password.expose_secret();
     if credentials.username.is_empty() && password.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! | file | what it knows |
 //! | --- | --- |
-//! | [`challenge`] | what a registry wants, and to whom a credential may be sent (pure) |
+//! | [`challenge`] | which kind of credential a registry wants, and where one may be sent (pure) |
 //! | [`answer`] | what an answer means (pure) |
 //! | [`client`] | the requests |
 
