@@ -51,22 +51,27 @@ const CLOCK_STEP: SignedDuration = SignedDuration::from_secs(1);
 /// The loop comes round at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_hours(24);
 
-/// The parts of the daemon, and whom they report to.
+/// The parts of the daemon.
 struct Agent {
     sources: Sources,
     files: AuthFiles,
     watches: Watches,
-    metrics: Metrics,
-    systemd: Systemd,
-    state_file: StateFile,
+    reports: Reports,
     /// What the pull secrets should hold. Their tasks take it from here.
     wanted: watch::Sender<Arc<Wanted>>,
     /// Why the pull secrets are not ready; `None` if readiness does not depend on them.
     pull_secrets: Option<watch::Receiver<NotReadyReason>>,
-    /// What the Kubernetes Events are about. Their task takes it from here.
-    observed: watch::Sender<Observed>,
     /// Both clocks at the start of the last turn.
     clock: Now,
+}
+
+/// What the daemon reports to.
+struct Reports {
+    metrics: Metrics,
+    systemd: Systemd,
+    state_file: StateFile,
+    /// What the Kubernetes Events are about. Their task takes it from here.
+    observed: watch::Sender<Observed>,
 }
 
 /// Runs until it is asked to stop.
@@ -106,22 +111,24 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
         sources: Sources::new(TokenStore::new(&settings), daemon.policy.clone(), now),
         files: AuthFiles::new(&settings.auth_files, now),
         watches: Watches::new(watched(&settings, &daemon), now),
-        metrics,
-        systemd: Systemd::default(),
-        state_file: StateFile::new(daemon.state_file.clone()),
+        reports: Reports {
+            metrics,
+            systemd: Systemd::default(),
+            state_file: StateFile::new(daemon.state_file.clone()),
+            observed,
+        },
         wanted,
         pull_secrets,
-        observed,
         clock: now,
     };
     info!("started");
-    let watchdog = agent.systemd.ready();
+    let watchdog = agent.reports.systemd.ready();
     loop {
         let now = clock::both();
         agent.start_due(now);
         let mut next = agent.next(now);
         if let Some(watchdog) = watchdog {
-            agent.systemd.alive();
+            agent.reports.systemd.alive();
             next = next.earlier(now.after(watchdog));
         }
         tokio::select! {
@@ -139,8 +146,8 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
             event = agent.watches.event() => agent.record_watch(event),
             result = agent.sources.finished() => agent.record_attempt(result),
             ended = agent.files.finished() => agent.record_write(ended),
-            () = agent.systemd.sendable() => {}
-            () = agent.state_file.written() => {}
+            () = agent.reports.systemd.sendable() => {}
+            () = agent.reports.state_file.written() => {}
             ended = timer.wait(next) => ended?,
         }
     }
@@ -196,19 +203,19 @@ impl Agent {
         for path in self.files.newly_slow(now) {
             warn!(path = %path.display(), "a write takes long; its file system may hang");
         }
-        self.systemd.status(self.sources.summary(now));
+        self.reports.systemd.status(self.sources.summary(now));
         let failures = self.failures(now);
-        if self.observed.receiver_count() > 0 {
+        if self.reports.observed.receiver_count() > 0 {
             let expired = self.files.expired(now);
             let observed = Observed { failures: failures.clone(), expired };
-            self.observed.send_if_modified(|before| {
+            self.reports.observed.send_if_modified(|before| {
                 *before != observed && {
                     *before = observed;
                     true
                 }
             });
         }
-        self.state_file.set(self.files.paths(), failures);
+        self.reports.state_file.set(self.files.paths(), failures);
     }
 
     /// What fails at the moment.
@@ -235,7 +242,7 @@ impl Agent {
         let update = self.sources.record(result, now);
         if let Some(fetched) = update.fetched {
             log_fetched(&fetched);
-            fetched.count(&self.metrics);
+            fetched.count(&self.reports.metrics);
         }
         if update.publish {
             self.publish(now);
@@ -245,7 +252,7 @@ impl Agent {
     fn record_write(&mut self, ended: WriteEnded) {
         if let Some(published) = self.files.record(ended, clock::both()) {
             log_published(&published);
-            count_published(&published, &self.metrics);
+            count_published(&published, &self.reports.metrics);
         }
     }
 
@@ -276,15 +283,15 @@ impl Agent {
             Query::NotReady(answer) => drop(answer.send(self.not_ready(clock::both()))),
             Query::Metrics(answer) => {
                 let now = clock::both();
-                self.metrics.registries(&readiness::registries(
+                self.reports.metrics.registries(&readiness::registries(
                     self.sources.asked_for(),
                     &self.files,
                     now.wall,
                 ));
-                self.metrics.fight(self.files.is_fighting());
-                self.metrics.retries(self.sources.waiting() + self.files.waiting());
-                self.metrics.failing(&self.failures(now));
-                drop(answer.send(self.metrics.text()));
+                self.reports.metrics.fight(self.files.is_fighting());
+                self.reports.metrics.retries(self.sources.waiting() + self.files.waiting());
+                self.reports.metrics.failing(&self.failures(now));
+                drop(answer.send(self.reports.metrics.text()));
             }
         }
     }
@@ -307,8 +314,8 @@ impl Agent {
     /// Lets a write that is under way end, but does not wait for one that hangs.
     async fn stop(mut self, signals: &mut Signals) {
         info!("stopping");
-        self.systemd.stopping().await;
-        self.state_file.remove().await;
+        self.reports.systemd.stopping().await;
+        self.reports.state_file.remove().await;
         let writes_end = async {
             while self.files.is_writing() {
                 let ended = self.files.finished().await;
