@@ -7,6 +7,7 @@ mod auth_file;
 mod cli;
 mod clock;
 mod cluster;
+mod containers_image;
 mod crash;
 mod credentials;
 mod crowd;

@@ -31,6 +31,8 @@ pub enum Need {
     ApiServer,
     /// The kubelet's lookup of credentials as programs, as `tests/kubernetes/build` makes them.
     Oracle,
+    /// The lookup of credentials that CRI-O and podman share as a program, as `tests/kubernetes/build` makes it.
+    ContainersImage,
 }
 
 /// Whether all of it is here. Says what is missing, or fails where nothing may be.
@@ -81,6 +83,7 @@ impl Need {
             }
             Self::ApiServer => crate::cluster::is_here(),
             Self::Oracle => crate::oracle::is_here(),
+            Self::ContainersImage => crate::containers_image::is_here(),
         }
     }
 }
