@@ -1,7 +1,7 @@
-// Oracle answers, by the kubelet's own code, what the kubelet finds in a docker config for an image.
+// Oracle answers, by the kubelet's own code, which credentials the kubelet finds in a docker config for an image.
 //
-// It reads questions from standard input, one JSON object a line, and writes one answer a line to standard output. The
-// same source serves every version of Kubernetes that is pinned beside it.
+// It reads questions from standard input, one JSON object per line, and writes one answer per line to standard output. The
+// same source is compiled with every version of Kubernetes that is pinned beside it.
 package main
 
 import (
@@ -22,26 +22,26 @@ import (
 type question struct {
 	// Document holds the file's bytes, in base64.
 	Document []byte `json:"document"`
-	// Legacy says that it is a .dockercfg.
+	// Legacy is true for a .dockercfg.
 	Legacy bool `json:"legacy"`
-	// Image is a name as it stands in a pod; null where Name is asked for.
+	// Image is a name as it stands in a pod; null if Name is given instead.
 	Image *string `json:"image"`
-	// Name is looked up as it is.
+	// Name is looked up unchanged.
 	Name string `json:"name"`
 }
 
-// answer is what the kubelet makes of it.
+// answer is what the kubelet finds.
 type answer struct {
-	// Accepted says that the kubelet does not go on to the next file.
+	// Accepted is true if the file is valid, so that the kubelet does not try the next file.
 	Accepted bool `json:"accepted"`
-	// Name is what was looked up; null where the kubelet refuses the image's name.
+	// Name is what the kubelet looks up; null if it refuses the image's name.
 	Name *string `json:"name"`
 	// Found holds user and password of each credential, in the order in which they are tried.
 	Found [][2]string `json:"found"`
 }
 
 func main() {
-	// A key that is no URL is an error to the kubelet's log.
+	// The kubelet logs an error for each key that is no URL.
 	klog.SetLogger(logr.Discard())
 	questions := json.NewDecoder(bufio.NewReaderSize(os.Stdin, 1<<20))
 	out := bufio.NewWriterSize(os.Stdout, 1<<20)
@@ -88,8 +88,8 @@ func ask(asked question) answer {
 	return found
 }
 
-// read does what the kubelet does with a file's bytes. Its own function for config.json is not exported: it decodes into
-// this type and takes Auths.
+// read decodes a file's bytes as the kubelet does. The kubelet's function for config.json is not exported: it decodes into this
+// type and takes Auths.
 func read(asked question) (credentialprovider.DockerConfig, error) {
 	if asked.Legacy {
 		return credentialprovider.ReadDockerConfigFileFromBytes(asked.Document)
@@ -99,7 +99,7 @@ func read(asked question) (credentialprovider.DockerConfig, error) {
 	return config.Auths, err
 }
 
-// add calls Add, which takes the credentials' source first since 1.33.
+// add calls Add. Since 1.33 its first argument is the source of the credentials.
 func add(keyring *credentialprovider.BasicDockerKeyring, config credentialprovider.DockerConfig) {
 	method := reflect.ValueOf(keyring).MethodByName("Add")
 	arguments := []reflect.Value{reflect.ValueOf(config)}
