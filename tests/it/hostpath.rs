@@ -1,4 +1,4 @@
-//! The mirror of a node's file system agrees with itself. What its units do under systemd, `.ci/units` shows.
+//! The files in `hostpath-layout/` agree with each other. `.ci/units` shows what the units do under systemd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,19 +8,20 @@ fn layout(path: &str) -> PathBuf {
 }
 
 #[test]
-fn both_units_are_shut_in_alike() {
+fn all_units_have_the_same_sandbox() {
     let sandbox = |unit: &str| {
         let text = fs::read_to_string(layout(&format!("etc/systemd/system/{unit}.service"))).unwrap();
-        let (_, rest) = text.split_once("# What it may do.").expect("where the sandbox begins");
-        rest.to_owned()
+        let (_, rest) = text.split_once("# What the program may do.").expect("where the sandbox begins");
+        rest.split("\n[Install]").next().unwrap().to_owned()
     };
     let daemon = sandbox("ecr-node-agent");
     assert!(daemon.contains("\nCapabilityBoundingSet=\n") && daemon.contains("\nProtectSystem=strict\n"));
     assert_eq!(daemon, sandbox("ecr-node-agent-once"));
+    assert_eq!(daemon, sandbox("ecr-node-agent-remove"));
 }
 
 #[test]
-fn the_readme_names_every_path() {
+fn the_readme_names_every_file() {
     let readme = fs::read_to_string(layout("usr/share/doc/ecr-node-agent/README.md")).unwrap();
     let mut directories = vec![layout("")];
     let mut files = 0;
