@@ -1,21 +1,17 @@
-# The node agent's image: the program alone, on a base without a shell.
+# The image of the agent: the program alone, on a base without a shell.
 #
 #     docker buildx build --platform linux/amd64,linux/arm64 --tag REPOSITORY:TAG --push .
 #
-# Each platform compiles as itself, on a node of its own or emulated: to compile for another one, ring's C and assembly
-# would need a second compiler here.
+# Each platform compiles natively, on a machine of its own or emulated. A release compiles nothing here: packaging/image puts
+# the binary of packaging/build in the place of the stage `build`, for all platforms in seconds.
 
-# The bases are arguments so that a mirror or a digest can take their place. The runtime's glibc must not be older than
-# the one that the program was linked with: take both from one release of Debian.
-ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-bookworm
-ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12
-
-FROM ${BUILD_IMAGE} AS build
+# Both bases are named in full, so that update bots move tag and digest together, and so that `--build-context NAME=…` can
+# replace each by a mirror's. The runtime's glibc must not be older than the compiler's: both are Debian 12.
+FROM docker.io/library/rust:1.95-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082 AS build
 WORKDIR /src
 
-# First the dependencies, from the manifests alone: a change in src then reuses this layer. Cargo wants something to
-# compile in every package of the workspace, also in the emulator, which is for tests and never compiled here.
-# No cache mounts: a layer can be kept by any builder, they stay behind on one machine.
+# First the dependencies, from the manifests alone, so that a change in src reuses this layer. Cargo needs a source file in
+# every package and target of the workspace. No cache mounts: a builder can store a layer elsewhere, but not such a mount.
 COPY Cargo.toml Cargo.lock ./
 COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
 RUN mkdir -p src benches examples tests/ecr-emulator/src \
@@ -27,27 +23,27 @@ RUN mkdir -p src benches examples tests/ecr-emulator/src \
     && cargo build --package ecr-node-agent --bin ecr-node-agent --release --locked
 
 COPY src src
-# COPY keeps the files' times, and cargo takes a source older than its last build for unchanged: without `touch` the
-# empty program from above could end up in the image.
+# COPY keeps the files' times. Cargo considers a source that is older than the last build unchanged, so without `touch` the
+# image could get the empty program of the step before.
 RUN touch src/lib.rs src/main.rs \
     && cargo build --package ecr-node-agent --bin ecr-node-agent --release --locked
 
-FROM ${RUNTIME_IMAGE}
+FROM gcr.io/distroless/cc-debian12:latest@sha256:e5d81ddde149641e2a9ba55be4545bc125c67de07508b03ba4c22e6eb0ded5aa
 
-# Where the sources are, for tools that lead from an image to them.
+# The address of the sources, for tools that show it.
 ARG SOURCE=
 LABEL org.opencontainers.image.title="ecr-node-agent" \
       org.opencontainers.image.description="Keeps a Kubernetes node's Amazon ECR credentials fresh in the file that the kubelet reads" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="${SOURCE}"
 
-# On the PATH, so that `kubectl exec POD -- ecr-node-agent status` works. Nobody has a reason to write it.
+# On the PATH, so that `kubectl exec POD -- ecr-node-agent status` works. Read-only for everybody.
 COPY --from=build --chmod=0555 /src/target/release/ecr-node-agent /usr/bin/ecr-node-agent
 
-# Root, said aloud so that a base with another default does not change it: the auth file and the kubelet's folder around
-# it are root's, and the file's owner is kept when it is replaced.
+# Root, because the auth file and its directory belong to root, and a replaced file keeps its owner. Set here so that another
+# default in the base does not change it.
 # hadolint ignore=DL3002
 USER 0:0
 
-# The program itself is process 1, without a shell in between, and so gets the kubelet's SIGTERM.
+# The program is process 1, without a shell, so it receives the kubelet's SIGTERM.
 ENTRYPOINT ["/usr/bin/ecr-node-agent"]
