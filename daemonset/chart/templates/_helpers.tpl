@@ -43,7 +43,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{- define "ecr-node-agent.image" -}}
-{{- $repository := .Values.image.repository | required "image.repository is needed: where your copy of the image is, such as ghcr.io/OWNER/ecr-node-agent" -}}
+{{- $repository := .Values.image.repository | required "image.repository is needed: a checkout has no image, a published chart has one" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" $repository .Values.image.digest -}}
 {{- else -}}
