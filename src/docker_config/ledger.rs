@@ -64,6 +64,26 @@ pub struct Record {
     pub digest: String,
 }
 
+/// The total order on tokens, by which agents that know nothing of each other agree on one: the token that expires later is
+/// better, then the one that was fetched later, then the one whose digest is larger.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    expires_at: Timestamp,
+    fetched_at: Timestamp,
+    /// The SHA-256 of the `auth`, as bytes.
+    digest: Vec<u8>,
+}
+
+impl Record {
+    /// The place of this record's token in the order on tokens.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        // A digest that is no base64 is the smallest.
+        let digest = STANDARD.decode(&self.digest).unwrap_or_default();
+        Rank { expires_at: self.expires_at, fetched_at: self.fetched_at, digest }
+    }
+}
+
 impl Default for Ledger {
     fn default() -> Self {
         Self { version: VERSION, created: None, entries: BTreeMap::new(), taken_along: BTreeMap::new() }
@@ -118,4 +138,33 @@ pub fn is_of_a_later_version(text: &str) -> bool {
 #[must_use]
 pub fn digest(text: &str) -> String {
     STANDARD.encode(Sha256::digest(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(expires_at: i64, fetched_at: i64, auth: &str) -> Record {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let (expires_at, fetched_at) = (at(expires_at), at(fetched_at));
+        Record {
+            expires_at,
+            fetched_at,
+            source: "eu-west-1".to_owned(),
+            default_registry: false,
+            digest: digest(auth),
+        }
+    }
+
+    #[test]
+    fn a_later_expiry_wins_then_a_later_fetch_then_a_larger_digest() {
+        // The SHA-256 of `a` begins with ca, that of `b` with 3e, and that of `c` with 2e.
+        let ranks =
+            [record(5, 9, "a"), record(6, 1, "b"), record(6, 2, "c"), record(6, 2, "b"), record(6, 2, "a")]
+                .map(|record| record.rank());
+        assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
+        let same = record(6, 2, "a");
+        assert_eq!(same.rank(), Record { source: "us-east-1".to_owned(), ..same.clone() }.rank());
+        assert!(Record { digest: "no base64".to_owned(), ..same.clone() }.rank() < same.rank());
+    }
 }
