@@ -1,59 +1,66 @@
 //! What many agents without a leader cost one pull secret: `cargo run --release --example crowd`.
 //!
-//! A simulation by events, over the program's own rules and nothing else of it: an agent's token is renewed as `schedule`
-//! says, it looks when `when` says, and does what `content` plans for the secret as it stands then, with its version as a
-//! precondition. No network, no clock, the same figures on every run; `tests/it/crowd.rs` holds them to their bounds.
+//! A simulation by events, with the program's own rules: `time::schedule` says when an agent fetches a new token,
+//! `pull_secret::schedule` says when it reads the secret, and `pull_secret::reconcile` what it does then, with the secret's version
+//! as a precondition. There is no network and no clock, and each run gives the same figures. `tests/it/crowd.rs` asserts the
+//! limits.
 #![expect(clippy::print_stdout, reason = "it exists to print")]
 
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
-use ecr_node_agent::pull_secret::reconcile::{Expirations, Ownership, Plan, Seen, TYPE, next_look, plan};
+use ecr_node_agent::pull_secret::names::{PullSecretArg, SecretRef};
+use ecr_node_agent::pull_secret::reconcile::{
+    Desired, Expirations, Ownership, Plan, PullSecret, next_look, plan,
+};
 use ecr_node_agent::pull_secret::schedule;
 use ecr_node_agent::time::schedule::{Interval, Life};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
-use secrecy::zeroize::Zeroizing;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// ECR's, in seconds.
-pub const LIFE_S: f64 = 12.0 * 3600.0;
+/// The life of ECR's tokens, in seconds.
+pub const LIFE_S: f64 = 12.0 * HOUR_S;
 const HOUR_S: f64 = 3600.0;
-/// ECR's throttle: so many are served at once, and so many a second from then on.
+/// ECR's limit: it answers this many calls at once, and then this many a second.
 const BURST: f64 = 200.0;
 const RATE: f64 = 20.0;
-const KEY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+/// When ECR stops answering, in a run with an outage.
+const OUTAGE_S: f64 = 24.0 * HOUR_S;
+const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+const INTERVAL: Interval =
+    Interval { length: SignedDuration::from_hours(11), spread: SignedDuration::from_mins(30) };
 
-/// How the agents' tokens are old when it begins.
+/// How a run begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// All agents are rolled out at once, and there is no secret yet.
+    /// All agents start at the same time, and the secret does not exist.
     AtOnce,
-    /// Agents of all ages.
+    /// The agents' tokens are of all ages.
     Spread,
     /// As `Spread`, and after a day ECR hands out no more tokens.
     Outage,
-    /// As `Spread`, and whoever wrote last is replaced by another one of any age.
+    /// As `Spread`, and each agent that writes is then replaced by one with a token of any age.
     Unlucky,
 }
 
-/// What it came to.
+/// What a run cost.
 #[derive(Debug, Clone, Default)]
 pub struct Cost {
-    /// When the secret was written, in seconds.
+    /// When the secret was written, in seconds after the start.
     pub writes: Vec<f64>,
-    /// Writes that another agent had made needless.
+    /// How many writes failed because another agent wrote at the same time.
     pub conflicts: usize,
-    /// Looks of each agent in an hour, in the mean.
-    pub looks: f64,
-    /// For how long the secret held a token that had ended, or was missing, while an agent had a better one, in seconds.
-    pub lacked: f64,
-    /// The least that was left of the token in place when it was replaced, in seconds.
-    pub closest: f64,
+    /// How often each agent read the secret in an hour, on average.
+    pub reads: f64,
+    /// For how many seconds the secret held no valid token although an agent had one.
+    pub without_token: f64,
+    /// The shortest time to the token's expiry at which it was replaced, in seconds.
+    pub least_left: f64,
 }
 
 impl Cost {
-    /// The most writes within a token's life, from `since` on.
+    /// The largest number of writes within the life of a token, after `since` seconds.
     #[must_use]
     pub fn most(&self, since: f64) -> usize {
         let writes = || self.writes.iter().filter(|at| **at >= since);
@@ -61,85 +68,64 @@ impl Cost {
         writes().map(within).max().unwrap_or(0)
     }
 
-    /// Writes in a token's life, in the mean over all but the first one.
+    /// The average number of writes within the life of a token, without the first one.
     #[must_use]
     pub fn mean(&self, hours: f64) -> f64 {
         let later = self.writes.iter().filter(|at| **at >= LIFE_S).count();
-        f64::from(u32::try_from(later).unwrap_or(u32::MAX)) * 12.0 / (hours - 12.0)
+        number(later) * 12.0 / (hours - 12.0)
     }
 }
 
 fn main() {
     const HOURS: f64 = 96.0;
     println!(
-        "Writes in 12 hours: in the mean after the first 12, the most in any, the most in any after the first 12."
+        "Writes in 12 hours: the average after the first 12 hours; the most; the most after the first 12 hours."
     );
-    println!(" agents  start     mean  most  later  conflicts  looks/agent/h  closest call  lacked");
+    println!(" agents  start     mean  most  later  conflicts  reads/agent/h   least left  without token");
     for start in [Start::AtOnce, Start::Spread, Start::Outage, Start::Unlucky] {
         for agents in [1, 2, 10, 50, 1000, 20_000] {
             let cost = simulate(agents, start, HOURS, 1);
             println!(
-                "{agents:7}  {:8}  {:4.2}  {:4}  {:5}  {:9}  {:13.2}  {:8.0} min  {:4.0} s",
+                "{agents:7}  {:8}  {:4.2}  {:4}  {:5}  {:9}  {:13.2}  {:7.0} min  {:11.0} s",
                 format!("{start:?}"),
                 cost.mean(HOURS),
                 cost.most(0.0),
                 cost.most(LIFE_S),
                 cost.conflicts,
-                cost.looks,
-                cost.closest / 60.0,
-                cost.lacked,
+                cost.reads,
+                cost.least_left / 60.0,
+                cost.without_token,
             );
         }
     }
 }
 
+/// What an agent does next. The number is that of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Refresh(usize),
-    Look(usize),
-    /// With the version that was seen.
+    Fetch(usize),
+    Read(usize),
+    /// The write of a secret that was read with this version.
     Write(usize, u64),
 }
 
 struct Agent {
     wanted: Wanted,
     life: Life,
-    ends: Option<Expirations>,
-    /// The look that counts: an earlier one may have been planned before.
+    /// When the tokens in the secret expire, as the agent read it last.
+    expirations: Option<Expirations>,
+    /// When it reads the secret next, in microseconds. A read that was planned for another time does not happen.
     next: u64,
-}
-
-fn at(seconds: f64) -> Timestamp {
-    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24) + SignedDuration::from_secs_f64(seconds)
-}
-
-fn since_start(time: Timestamp) -> f64 {
-    time.duration_since(at(0.0)).as_secs_f64()
-}
-
-/// In microseconds, so that events can be ordered.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some days, in microseconds")]
-fn micros(seconds: f64) -> u64 {
-    (seconds.max(0.0) * 1e6) as u64
-}
-
-fn seconds(micros: u64) -> f64 {
-    SignedDuration::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).as_secs_f64()
 }
 
 impl Agent {
     fn new(fetched: f64, rng: &mut Rng) -> Self {
-        let mut agent = Self {
-            wanted: Wanted::default(),
-            life: Life { fetched_at: at(0.0), expires_at: at(0.0) },
-            ends: None,
-            next: 0,
-        };
+        let life = Life { fetched_at: at(0.0), expires_at: at(0.0) };
+        let mut agent = Self { wanted: Wanted::default(), life, expirations: None, next: 0 };
         agent.fetch(fetched, rng);
         agent
     }
 
-    /// Takes a new token.
     fn fetch(&mut self, now: f64, rng: &mut Rng) {
         self.life = Life { fetched_at: at(now), expires_at: at(now + LIFE_S) };
         let entry = WantedEntry {
@@ -150,145 +136,210 @@ impl Agent {
             default_registry: false,
         };
         self.wanted = Wanted { drop_others: true, ..Wanted::default() };
-        self.wanted.entries.insert(KEY.to_owned(), entry);
+        self.wanted.entries.insert(REGISTRY.to_owned(), entry);
+    }
+
+    /// When it fetches its next token, in microseconds.
+    fn next_fetch(&self, rng: &mut Rng) -> u64 {
+        micros(since_start(self.life.due(INTERVAL, rng.f64())))
     }
 }
 
-/// Simulates so many agents for so many hours.
+struct Simulation {
+    start: Start,
+    rng: Rng,
+    events: BinaryHeap<Reverse<(u64, Event)>>,
+    agents: Vec<Agent>,
+    name: SecretRef,
+    secret: Option<PullSecret>,
+    /// How often the secret was written.
+    version: u64,
+    expirations: Expirations,
+    reads: usize,
+    cost: Cost,
+}
+
+/// Simulates a number of agents for some hours.
 ///
 /// # Panics
-/// When the program's rules do not agree with each other.
+/// When the program's rules contradict each other.
 #[must_use]
 pub fn simulate(agents: usize, start: Start, hours: f64, seed: u64) -> Cost {
-    let mut rng = Rng::with_seed(seed);
-    let interval = Interval { length: SignedDuration::from_hours(11), spread: SignedDuration::from_mins(30) };
-    let mut events: BinaryHeap<Reverse<(u64, Event)>> = BinaryHeap::new();
-    let mut crowd = Vec::new();
-    for number in 0..agents {
-        let queued = (f64::from(u32::try_from(number).unwrap_or(u32::MAX)) - BURST).max(0.0) / RATE;
-        let (fetched, begins) = match start {
-            Start::AtOnce => (queued, queued),
-            _ => (-rng.f64() * 11.0 * HOUR_S, rng.f64() * HOUR_S),
-        };
-        let agent = Agent::new(fetched, &mut rng);
-        let due = since_start(agent.life.due(interval, rng.f64()));
-        events.push(Reverse((micros(due), Event::Refresh(number))));
-        let first = micros(begins + schedule::first_look(rng.f64()).as_secs_f64());
-        events.push(Reverse((first, Event::Look(number))));
-        crowd.push(Agent { next: first, ..agent });
-    }
-    let mut secret: Option<Seen> = None;
-    let (mut version, mut in_place, mut looks) = (0_u64, f64::NEG_INFINITY, 0_u32);
-    let mut ends = Expirations::new();
-    let mut cost = Cost { closest: f64::INFINITY, ..Cost::default() };
-    let mut before = 0.0;
-    while let Some(Reverse((time, event))) = events.pop() {
-        let now = seconds(time);
-        // In the end all tokens have ended, and nobody has a better one.
-        let ended = start == Start::Outage && now > 24.0 * HOUR_S + LIFE_S;
-        if now > hours * HOUR_S || ended {
-            break;
-        }
-        // Between two events nothing changes but the time. Only then is it asked who has a better one.
-        if in_place < now && version > 0 {
-            let best = crowd.iter().map(|agent| since_start(agent.life.expires_at)).fold(in_place, f64::max);
-            cost.lacked += (best.min(now) - in_place.max(before)).max(0.0);
-        }
-        before = now;
-        match event {
-            Event::Refresh(number) => {
-                let ended = start == Start::Outage && now > 24.0 * HOUR_S;
-                if !ended {
-                    let agent = &mut crowd[number];
-                    agent.fetch(now, &mut rng);
-                    let due = since_start(agent.life.due(interval, rng.f64()));
-                    events.push(Reverse((micros(due), Event::Refresh(number))));
-                    if let Some(ends) = &agent.ends {
-                        let look = next_look(ends, &agent.wanted, at(now), [rng.f64(), rng.f64()]);
-                        let look = micros(now + look.as_secs_f64().max(1.0));
-                        if look < agent.next {
-                            agent.next = look;
-                            events.push(Reverse((look, Event::Look(number))));
-                        }
-                    }
-                }
-            }
-            Event::Look(number) if crowd[number].next == time => {
-                looks += 1;
-                let agent = &mut crowd[number];
-                // What `plan` asks, too. It reads the whole secret besides, which takes its time: at one look in 50.
-                let is_due = ends
-                    .values()
-                    .all(|end| schedule::due(*end, agent.life).is_some_and(|due| due <= at(now)));
-                if !is_due && !looks.is_multiple_of(50) {
-                    look_later(agent, number, ends.clone(), now, &mut rng, &mut events);
-                    continue;
-                }
-                let planned = plan(secret.as_ref(), &agent.wanted, Ownership::Many, at(now));
-                assert_eq!(is_due, matches!(planned, Ok(Plan::Write(..))), "{planned:?}");
-                match planned {
-                    Ok(Plan::Write(..)) => {
-                        let write = now + 0.01 + 0.09 * rng.f64();
-                        events.push(Reverse((micros(write), Event::Write(number, version))));
-                    }
-                    Ok(Plan::Keep(ends)) => look_later(agent, number, ends, now, &mut rng, &mut events),
-                    other => unreachable!("nobody else writes: {other:?}"),
-                }
-            }
-            // One that was planned before an earlier one.
-            Event::Look(_) => {}
-            Event::Write(number, read) if read == version => {
-                let agent = &mut crowd[number];
-                let Ok(Plan::Write(content, _)) =
-                    plan(secret.as_ref(), &agent.wanted, Ownership::Many, at(now))
-                else {
-                    unreachable!("it was so a moment ago");
-                };
-                let mut next = secret.take().unwrap_or_default();
-                TYPE.clone_into(&mut next.kind);
-                next.config = Some(Zeroizing::new(content.config.as_bytes().to_vec()));
-                let set = content.annotations.iter();
-                next.annotations.extend(set.map(|(key, value)| ((*key).to_owned(), value.clone())));
-                secret = Some(next);
-                version += 1;
-                if version > 1 {
-                    cost.closest = cost.closest.min(in_place - now);
-                }
-                ends.clone_from(&content.ends);
-                in_place = content.ends.values().map(|end| since_start(*end)).fold(f64::INFINITY, f64::min);
-                cost.writes.push(now);
-                look_later(agent, number, content.ends, now, &mut rng, &mut events);
-                if start == Start::Unlucky {
-                    // Another node, somewhere in its token's life.
-                    let fetched = now - rng.f64() * 11.0 * HOUR_S;
-                    agent.fetch(fetched, &mut rng);
-                    let due = since_start(agent.life.due(interval, rng.f64())).max(now);
-                    events.push(Reverse((micros(due), Event::Refresh(number))));
-                }
-            }
-            Event::Write(number, _) => {
-                cost.conflicts += 1;
-                let look = micros(now + schedule::look_again(rng.f64()).as_secs_f64());
-                crowd[number].next = look;
-                events.push(Reverse((look, Event::Look(number))));
-            }
-        }
-    }
-    let agent_hours = f64::from(u32::try_from(agents).unwrap_or(u32::MAX)) * hours;
-    cost.looks = f64::from(looks) / agent_hours;
+    let mut simulation = Simulation::new(agents, start, seed);
+    simulation.run(hours);
+    let mut cost = simulation.cost;
+    cost.reads = number(simulation.reads) / (number(agents) * hours);
     cost
 }
 
-fn look_later(
-    agent: &mut Agent,
-    number: usize,
-    ends: Expirations,
-    now: f64,
-    rng: &mut Rng,
-    events: &mut BinaryHeap<Reverse<(u64, Event)>>,
-) {
-    let look = next_look(&ends, &agent.wanted, at(now), [rng.f64(), rng.f64()]);
-    agent.ends = Some(ends);
-    agent.next = micros(now + look.as_secs_f64().max(1.0));
-    events.push(Reverse((agent.next, Event::Look(number))));
+impl Simulation {
+    fn new(agents: usize, start: Start, seed: u64) -> Self {
+        let Ok(PullSecretArg::Exactly(name)) = "team-a/ecr-creds".parse() else {
+            unreachable!("it is the name of a secret")
+        };
+        let mut simulation = Self {
+            start,
+            rng: Rng::with_seed(seed),
+            events: BinaryHeap::new(),
+            agents: Vec::new(),
+            name,
+            secret: None,
+            version: 0,
+            expirations: Expirations::new(),
+            reads: 0,
+            cost: Cost { least_left: f64::INFINITY, ..Cost::default() },
+        };
+        for id in 0..agents {
+            let rng = &mut simulation.rng;
+            let queued = (number(id) - BURST).max(0.0) / RATE;
+            let (fetched, begins) = match start {
+                Start::AtOnce => (queued, queued),
+                _ => (-rng.f64() * 11.0 * HOUR_S, rng.f64() * HOUR_S),
+            };
+            let mut agent = Agent::new(fetched, rng);
+            let fetch = agent.next_fetch(rng);
+            agent.next = micros(begins + schedule::first_look(rng.f64()).as_secs_f64());
+            simulation.events.push(Reverse((fetch, Event::Fetch(id))));
+            simulation.events.push(Reverse((agent.next, Event::Read(id))));
+            simulation.agents.push(agent);
+        }
+        simulation
+    }
+
+    fn run(&mut self, hours: f64) {
+        // In an outage, no agent has a valid token in the end.
+        let end = if self.start == Start::Outage { OUTAGE_S + LIFE_S } else { f64::INFINITY };
+        let mut before = 0.0;
+        while let Some(Reverse((time, event))) = self.events.pop() {
+            let now = seconds(time);
+            if now > (hours * HOUR_S).min(end) {
+                break;
+            }
+            self.count_time_without_token(before, now);
+            before = now;
+            match event {
+                Event::Fetch(id) => self.fetch(id, now),
+                Event::Read(id) if self.agents[id].next == time => self.read(id, now),
+                Event::Read(_) => {}
+                Event::Write(id, version) if version == self.version => self.write(id, now),
+                Event::Write(id, _) => {
+                    self.cost.conflicts += 1;
+                    let delay = schedule::look_again(self.rng.f64()).as_secs_f64();
+                    self.read_at(id, now + delay);
+                }
+            }
+        }
+    }
+
+    /// When the first token in the secret expires, in seconds after the start.
+    fn expires(&self) -> f64 {
+        self.expirations.values().map(|end| since_start(*end)).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Only the time has changed between two events.
+    fn count_time_without_token(&mut self, before: f64, now: f64) {
+        let expires = self.expires();
+        if expires < now {
+            let ends = self.agents.iter().map(|agent| since_start(agent.life.expires_at));
+            let best = ends.fold(expires, f64::max);
+            self.cost.without_token += (best.min(now) - expires.max(before)).max(0.0);
+        }
+    }
+
+    fn fetch(&mut self, id: usize, now: f64) {
+        if self.start == Start::Outage && now > OUTAGE_S {
+            return;
+        }
+        let (agent, rng) = (&mut self.agents[id], &mut self.rng);
+        agent.fetch(now, rng);
+        self.events.push(Reverse((agent.next_fetch(rng), Event::Fetch(id))));
+        if let Some(expirations) = &agent.expirations {
+            let delay = next_look(expirations, &agent.wanted, at(now), [rng.f64(), rng.f64()]);
+            let read = now + delay.as_secs_f64().max(1.0);
+            if micros(read) < agent.next {
+                self.read_at(id, read);
+            }
+        }
+    }
+
+    fn read(&mut self, id: usize, now: f64) {
+        self.reads += 1;
+        let life = self.agents[id].life;
+        let is_due = |end: &Timestamp| schedule::due(*end, life).is_some_and(|due| due <= at(now));
+        let is_due = self.expirations.values().all(is_due);
+        // `plan` comes to the same result, and reads the whole secret, which takes its time: one read in 50 asks it.
+        if !is_due && !self.reads.is_multiple_of(50) {
+            return self.read_later(id, self.expirations.clone(), now);
+        }
+        let planned = self.plan(id, now);
+        assert_eq!(is_due, matches!(planned, Plan::Create(_) | Plan::Apply(..)), "{planned:?}");
+        match planned {
+            Plan::Create(_) | Plan::Apply(..) => {
+                let write = now + 0.01 + 0.09 * self.rng.f64();
+                self.events.push(Reverse((micros(write), Event::Write(id, self.version))));
+            }
+            Plan::Leave(expirations) => self.read_later(id, expirations, now),
+            other => unreachable!("only agents write the secret: {other:?}"),
+        }
+    }
+
+    fn plan(&self, id: usize, now: f64) -> Plan {
+        plan(&self.name, self.secret.as_ref(), &self.agents[id].wanted, Ownership::Many, at(now))
+    }
+
+    fn write(&mut self, id: usize, now: f64) {
+        let (Plan::Create(Desired { object, expirations }) | Plan::Apply(Desired { object, expirations }, _)) =
+            self.plan(id, now)
+        else {
+            unreachable!("the secret is as it was read")
+        };
+        if self.version > 0 {
+            self.cost.least_left = self.cost.least_left.min(self.expires() - now);
+        }
+        self.secret = Some(object);
+        self.version += 1;
+        self.expirations.clone_from(&expirations);
+        self.cost.writes.push(now);
+        self.read_later(id, expirations, now);
+        if self.start == Start::Unlucky {
+            let (agent, rng) = (&mut self.agents[id], &mut self.rng);
+            agent.fetch(now - rng.f64() * 11.0 * HOUR_S, rng);
+            let fetch = agent.next_fetch(rng).max(micros(now));
+            self.events.push(Reverse((fetch, Event::Fetch(id))));
+        }
+    }
+
+    fn read_later(&mut self, id: usize, expirations: Expirations, now: f64) {
+        let random = [self.rng.f64(), self.rng.f64()];
+        let delay = next_look(&expirations, &self.agents[id].wanted, at(now), random);
+        self.agents[id].expirations = Some(expirations);
+        self.read_at(id, now + delay.as_secs_f64().max(1.0));
+    }
+
+    fn read_at(&mut self, id: usize, time: f64) {
+        self.agents[id].next = micros(time);
+        self.events.push(Reverse((micros(time), Event::Read(id))));
+    }
+}
+
+fn at(seconds: f64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24) + SignedDuration::from_secs_f64(seconds)
+}
+
+fn since_start(time: Timestamp) -> f64 {
+    time.duration_since(at(0.0)).as_secs_f64()
+}
+
+fn number(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// A time as a whole number, so that events can be ordered.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some days, in microseconds")]
+fn micros(seconds: f64) -> u64 {
+    (seconds.max(0.0) * 1e6) as u64
+}
+
+fn seconds(micros: u64) -> f64 {
+    SignedDuration::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).as_secs_f64()
 }

@@ -1,542 +1,396 @@
-//! The loop of an agent that is alone with its secrets: it watches them and the namespaces that they belong into, puts
-//! back what is changed, and finds namespaces as they come.
+//! The Deployment: one agent that keeps all pull secrets, by `kube`'s controller runtime over namespaces.
 //!
-//! What a secret holds is not believed: it should be what this agent has published, and nothing else.
+//! The runtime's queue holds namespaces. A change of a namespace, of one of its secrets or service accounts, or of the tokens,
+//! queues the namespace. The runtime removes duplicates, limits how many namespaces are reconciled at the same time, and queues a
+//! namespace again after the time that a reconcile asks for. What a secret holds is not believed: it should be what this agent
+//! has published, and nothing else.
 
-use super::{AT_ONCE, Done, LONGEST_ASKED_FOR, SecretDone, Target, count, tell};
+use super::api::request;
+use super::connection;
+use super::names::{Name, Namespace, PullSecrets, SecretRef};
+use super::publish::{PublishOptions, patch_service_account, publish};
+use super::reconcile::Ownership;
+use super::record::{Done, SecretDone, Target};
+use super::targets::Targets;
+use super::watch::events;
 use crate::docker_config::merge::Wanted;
-use crate::pull_secret::api::{ApiError, Cluster, SeenNamespace};
-use crate::pull_secret::names::{Name, Namespace, PullSecrets, SecretRef};
-use crate::pull_secret::publish::{Effect, PublishOptions, Published, patch_service_account, publish};
-use crate::pull_secret::reconcile::{Ownership, WriteReason};
-use crate::pull_secret::watch::{Change, Interest, watch};
-use crate::report::exit::chain;
 use crate::report::metrics::Metrics;
 use crate::time::clock;
-use crate::time::timer::{Deadline, Now, Timer};
-use crate::time::write_scheduler::{DriftEvent, WriteResult, WriteScheduler};
+use crate::time::timer::Timer;
+use futures_util::stream::{self, BoxStream, SelectAll};
+use futures_util::{FutureExt as _, StreamExt as _, future};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PartialObjectMeta;
+use kube::runtime::controller::{Action, Config, applier};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::fmt::Debug;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch as channel};
-use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tokio::sync::watch;
 
-/// So many changes wait for the loop; then the watches wait.
-const CHANGES: usize = 256;
+/// How many namespaces are reconciled at the same time. An API server limits the requests of one client.
+const CONCURRENCY: u16 = 16;
 
-/// What failed is not tried again sooner.
-const FAILED_PAUSE: Duration = Duration::from_secs(1);
+type NamespaceMeta = PartialObjectMeta<v1::Namespace>;
+/// Namespaces to reconcile.
+type Queue = BoxStream<'static, ObjectRef<NamespaceMeta>>;
 
 /// Why the agent is not ready yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReadyReason {
     /// There is no token to publish.
     Tokens,
-    /// The namespaces have not all been listed.
+    /// The namespaces have not been listed.
     Namespaces,
     /// Not every secret has been tried once.
     Pass,
-    /// Nothing.
+    /// Nothing: the agent is ready.
     Nothing,
 }
 
 impl NotReadyReason {
-    /// In words.
+    /// The reason as text; `None` if the agent is ready.
     #[must_use]
     pub fn in_words(self) -> Option<&'static str> {
         match self {
             Self::Tokens => Some("there is no token yet"),
-            Self::Namespaces => Some("the API server has not told yet which namespaces there are"),
+            Self::Namespaces => Some("the API server has not listed the namespaces yet"),
             Self::Pass => Some("not every pull secret has been tried yet"),
             Self::Nothing => None,
         }
     }
 }
 
-/// A secret's version, or none where there is no secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Version(Option<String>);
-
-/// Something to keep.
-#[derive(Default)]
-struct Post {
-    upkeep: WriteScheduler,
-    working: bool,
-    /// The server asks to be left alone until then.
-    hold: Option<Deadline>,
-    /// The version that we left or found good.
-    left: Version,
-    /// What the watch told last while we were at work.
-    told: Option<Version>,
-    /// Whether it was ever tried.
-    tried: bool,
-}
-
-/// Runs until dropped.
+/// Keeps the secrets until it is dropped.
 ///
 /// # Errors
-/// When there is no timer to wait with.
+/// When the system gives no timer.
 pub async fn run(
     secrets: PullSecrets,
-    mut tokens: channel::Receiver<Arc<Wanted>>,
-    lacking: channel::Sender<NotReadyReason>,
+    mut tokens: watch::Receiver<Arc<Wanted>>,
+    not_ready: watch::Sender<NotReadyReason>,
     metrics: Metrics,
 ) -> io::Result<()> {
     let timer = Timer::new()?;
-    let cluster = Arc::new(Cluster::default());
-    let (sender, mut changes) = mpsc::channel(CHANGES);
-    let interests = interests(&secrets);
-    let mut watches = JoinSet::new();
-    for (number, interest) in interests.iter().enumerate() {
-        watches.spawn(watch(Arc::clone(&cluster), number, interest.clone(), sender.clone()));
-    }
-    drop(sender);
-    let mut keeper = Keeper::new(secrets, interests, metrics);
-    let mut work: JoinSet<SecretDone> = JoinSet::new();
-    loop {
-        let now = clock::both();
-        let wanted = Arc::clone(&tokens.borrow_and_update());
-        keeper.start_what_is_due(&cluster, &wanted, &mut work, now);
-        lacking.send_if_modified(|lacking| {
-            let is = keeper.lacking(&wanted, now);
-            std::mem::replace(lacking, is) != is
-        });
-        let next = keeper.next(&wanted, work.len(), now);
-        tokio::select! {
-            new = tokens.changed() => {
-                if new.is_err() {
-                    // The agent is gone, and so are we in a moment.
-                    std::future::pending::<()>().await;
-                }
-                keeper.new_tokens();
+    let (namespaces, writer) = reflector::store();
+    let context = Arc::new(Context {
+        client: connection::client(),
+        secrets,
+        tokens: tokens.clone(),
+        targets: Mutex::new(Targets::new(metrics)),
+        untried: Mutex::new(None),
+        not_ready,
+        namespaces: namespaces.clone(),
+    });
+    let controller = applier(
+        |namespace, context| reconcile(namespace, context).map(Ok::<_, Infallible>).boxed(),
+        |_, never, _| match *never {},
+        Arc::clone(&context),
+        namespaces,
+        queue(&context, writer).map(Ok::<_, Infallible>),
+        Config::default().concurrency(CONCURRENCY),
+    );
+    // The runtime also reports namespaces that were gone before they were reconciled.
+    let controller = controller.for_each(|_| future::ready(()));
+    let readiness = async {
+        loop {
+            let wanted = Arc::clone(&tokens.borrow_and_update());
+            let now = clock::both();
+            let ends = wanted.entries.values().map(|entry| entry.expires_at);
+            let end = ends.filter(|end| *end > now.wall).min();
+            context.update_readiness();
+            tokio::select! {
+                changed = tokens.changed() => if changed.is_err() {
+                    // The agent is about to end, and this with it.
+                    future::pending::<()>().await;
+                },
+                // Without a valid token, the agent is not ready any more.
+                ended = timer.wait(end.map_or(now.after(Duration::from_hours(24)), |end| now.until(end))) => ended?,
             }
-            Some((number, change)) = changes.recv() => keeper.changed(number, change, clock::both()),
-            Some(done) = work.join_next() => if let Ok(done) = done {
-                keeper.done(&done, clock::both());
-            },
-            ended = timer.wait(next) => ended?,
         }
+    };
+    tokio::select! {
+        () = controller => Ok(()),
+        ended = readiness => ended,
     }
 }
 
-/// What to watch: the whole cluster only for what has to be found in it.
-fn interests(secrets: &PullSecrets) -> Vec<Interest> {
-    let mut interests = BTreeSet::new();
-    let everywhere = !secrets.found.is_empty();
-    let found: BTreeSet<&Name> = secrets.found.iter().map(|(_, name)| name).collect();
-    interests.extend(found.iter().map(|name| Interest::Secrets(None, (*name).clone())));
-    if everywhere {
-        interests.insert(Interest::Namespaces(None));
-    }
-    for SecretRef { namespace, name } in &secrets.named {
-        if !everywhere {
-            interests.insert(Interest::Namespaces(Some(namespace.clone())));
-        }
-        if !found.contains(name) {
-            interests.insert(Interest::Secrets(Some(namespace.clone()), name.clone()));
-        }
-    }
-    for account in &secrets.service_accounts {
-        if everywhere {
-            interests.insert(Interest::ServiceAccounts(None, account.clone()));
-        } else {
-            let namespaces = secrets.named.iter().map(|secret| &secret.namespace);
-            interests.extend(
-                namespaces
-                    .map(|namespace| Interest::ServiceAccounts(Some(namespace.clone()), account.clone())),
-            );
-        }
-    }
-    interests.into_iter().collect()
-}
-
-/// What one watch has told.
-struct WatchState {
-    interest: Interest,
-    /// What a list that is under way has named, if one is.
-    listed: Option<BTreeSet<Target>>,
-    /// Whether a list has come to its end.
-    whole: bool,
-    failed: Option<String>,
-}
-
-struct Keeper {
+struct Context {
+    client: Client,
     secrets: PullSecrets,
-    metrics: Metrics,
-    watches: Vec<WatchState>,
-    posts: BTreeMap<Target, Post>,
-    /// Namespaces on their way out, which take nothing new.
-    terminating: BTreeSet<Namespace>,
-    /// Namespaces that have secrets of ours, because they were found.
-    found: BTreeSet<Namespace>,
-    /// Whether every secret has been tried. From then on, a new namespace makes nobody wait for the agent.
-    passed: bool,
+    tokens: watch::Receiver<Arc<Wanted>>,
+    namespaces: Store<NamespaceMeta>,
+    targets: Mutex<Targets>,
+    /// The namespaces that have not been tried since the start; `None` while they have not been listed.
+    untried: Mutex<Option<BTreeSet<String>>>,
+    not_ready: watch::Sender<NotReadyReason>,
 }
 
-impl Keeper {
-    fn new(secrets: PullSecrets, interests: Vec<Interest>, metrics: Metrics) -> Self {
-        let told = |interest| WatchState { interest, listed: None, whole: false, failed: None };
-        let mut keeper = Self {
-            metrics,
-            watches: interests.into_iter().map(told).collect(),
-            posts: BTreeMap::new(),
-            terminating: BTreeSet::new(),
-            found: BTreeSet::new(),
-            passed: false,
-            secrets,
-        };
-        let namespaces: BTreeSet<Namespace> =
-            keeper.secrets.named.iter().map(|secret| secret.namespace.clone()).collect();
-        for namespace in namespaces {
-            let secrets = keeper.secrets.in_namespace(&namespace, &BTreeMap::new());
-            let named = secrets.into_iter().filter(|secret| keeper.secrets.named.contains(secret));
-            let named = named.collect();
-            keeper.keep(&namespace, named);
-        }
-        keeper
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// Keeps these secrets in a namespace, and no others.
-    fn keep(&mut self, namespace: &Namespace, secrets: BTreeSet<SecretRef>) {
-        let accounts = if secrets.is_empty() { None } else { Some(&self.secrets.service_accounts) };
-        let accounts = accounts.into_iter().flatten();
-        let mut targets: BTreeSet<Target> =
-            accounts.map(|account| Target::ServiceAccount(namespace.clone(), account.clone())).collect();
-        targets.extend(secrets.into_iter().map(Target::Secret));
-        let metrics = &self.metrics;
-        self.posts.retain(|target, _| {
-            let stays = target.namespace() != Some(namespace) || targets.contains(target);
-            if let (false, Target::Secret(secret)) = (stays, target) {
-                metrics.forget_secret(secret.namespace.as_str(), secret.name.as_str());
-            }
-            stays
-        });
-        for target in targets {
-            let post = self.posts.entry(target).or_default();
-            post.hold = None;
-            post.upkeep.renew();
-        }
+/// Brings the secrets and service accounts of a namespace to what they should be. A target that fails has its own backoff.
+async fn reconcile(namespace: Arc<NamespaceMeta>, context: Arc<Context>) -> Action {
+    let wanted = Arc::clone(&context.tokens.borrow());
+    // A name that is not valid cannot be one of ours.
+    let name = namespace.name_any().parse::<Namespace>().ok();
+    let Some(name) = name.filter(|_| !wanted.entries.is_empty() || !wanted.lapse.is_empty()) else {
+        return Action::await_change();
+    };
+    let mut secrets = context.secrets.in_namespace(&name, namespace.labels());
+    if namespace.metadata.deletion_timestamp.is_some() {
+        secrets.clear();
     }
+    let names: BTreeSet<Name> = secrets.iter().map(|secret| secret.name.clone()).collect();
+    let accounts = context.secrets.service_accounts.iter().filter(|_| !names.is_empty());
+    let accounts = accounts.map(|account| Target::ServiceAccount(name.clone(), account.clone()));
+    let targets = accounts.chain(secrets.into_iter().map(Target::Secret)).collect();
+    let uid = namespace.metadata.uid.as_ref();
+    lock(&context.targets).set(&name, uid, &targets);
+    let attempts = targets.into_iter().map(|target| context.keep(&name, uid, target, &names, &wanted));
+    let next = future::join_all(attempts).await.into_iter().flatten().min();
+    context.tried(name.as_str());
+    next.map_or_else(Action::await_change, Action::requeue)
+}
 
-    /// The names of the secrets that are kept in a namespace.
-    fn names(&self, namespace: &Namespace) -> BTreeSet<Name> {
-        let secrets = self.posts.keys().filter_map(|target| match target {
-            Target::Secret(secret) if secret.namespace == *namespace => Some(secret.name.clone()),
-            _ => None,
-        });
-        secrets.collect()
-    }
-
-    fn lacking(&mut self, wanted: &Wanted, now: Now) -> NotReadyReason {
-        let namespaces = |told: &WatchState| match told.interest {
-            Interest::Namespaces(None) => !told.whole,
-            // What is named is written all the same.
-            Interest::Namespaces(Some(_)) => !told.whole && told.failed.is_none(),
-            _ => false,
-        };
-        if wanted.entries.values().all(|entry| entry.expires_at <= now.wall) {
-            NotReadyReason::Tokens
-        } else if self.passed {
-            NotReadyReason::Nothing
-        } else if self.watches.iter().any(namespaces) {
-            NotReadyReason::Namespaces
-        } else if self.posts.iter().any(|(target, post)| !post.tried && self.may_write(target)) {
-            NotReadyReason::Pass
-        } else {
-            self.passed = true;
-            NotReadyReason::Nothing
-        }
-    }
-
-    /// A namespace that is on its way out is left alone.
-    fn may_write(&self, target: &Target) -> bool {
-        target.namespace().is_none_or(|namespace| !self.terminating.contains(namespace))
-    }
-
-    fn new_tokens(&mut self) {
-        for (target, post) in &mut self.posts {
-            if let Target::Secret(_) = target {
-                post.upkeep.renew();
-            }
-        }
-    }
-
-    /// When there is something to do.
-    fn next(&self, wanted: &Wanted, working: usize, now: Now) -> Deadline {
-        let mut next = now.after(Duration::from_hours(24));
-        let ends = wanted.entries.values().map(|entry| entry.expires_at).filter(|end| *end > now.wall);
-        if let Some(end) = ends.min() {
-            next = next.earlier(now.until(end));
-        }
-        if wanted.entries.is_empty() && wanted.lapse.is_empty() || working >= AT_ONCE {
-            return next;
-        }
-        for (_, post) in self.posts.iter().filter(|(target, post)| !post.working && self.may_write(target)) {
-            if let Some(wish) = post.upkeep.next(now) {
-                next = next.earlier(post.hold.map_or(wish, |hold| wish.later(hold)));
-            }
-        }
-        next
-    }
-
-    fn start_what_is_due(
-        &mut self,
-        cluster: &Arc<Cluster>,
+impl Context {
+    /// Reconciles one target, if it is due. Returns how long to wait before the next attempt; `None` if there is none to make.
+    async fn keep(
+        &self,
+        namespace: &Namespace,
+        uid: Option<&String>,
+        target: Target,
+        names: &BTreeSet<Name>,
         wanted: &Arc<Wanted>,
-        work: &mut JoinSet<SecretDone>,
-        now: Now,
-    ) {
-        if wanted.entries.is_empty() && wanted.lapse.is_empty() {
-            return;
+    ) -> Option<Duration> {
+        let delay = lock(&self.targets).start(namespace, &target, wanted, clock::both())?;
+        if !delay.is_zero() {
+            return Some(delay);
         }
-        let mut due = Vec::new();
-        for (target, post) in &mut self.posts {
-            if work.len() + due.len() >= AT_ONCE {
-                break;
+        let client = &self.client;
+        let options = PublishOptions { now: clock::now(), ownership: Ownership::Alone, dry_run: false };
+        let result = match &target {
+            Target::Secret(secret) => publish(client, secret, wanted, options).await.map(Done::Secret),
+            Target::ServiceAccount(_, account) => {
+                patch_service_account(client, namespace, account, names, false).await.map(Done::Patched)
             }
-            let held = post.hold.is_some_and(|hold| !now.is_past(hold));
-            let out = target.namespace().is_some_and(|namespace| self.terminating.contains(namespace));
-            if !post.working && !held && !out && post.upkeep.start(now) {
-                post.working = true;
-                post.hold = None;
-                due.push(target.clone());
-            }
-        }
-        for target in due {
-            let (cluster, wanted) = (Arc::clone(cluster), Arc::clone(wanted));
-            match &target {
-                Target::Secret(secret) => {
-                    let secret = secret.clone();
-                    work.spawn(async move {
-                        let manner =
-                            PublishOptions { now: clock::now(), among: Ownership::Alone, dry_run: false };
-                        let result = publish(&cluster, &secret, &wanted, manner).await.map(Done::Secret);
-                        SecretDone { target, result }
-                    });
-                }
-                Target::ServiceAccount(namespace, account) => {
-                    let (namespace, account) = (namespace.clone(), account.clone());
-                    let names = self.names(&namespace);
-                    work.spawn(async move {
-                        let patched =
-                            patch_service_account(&cluster, &namespace, &account, &names, false).await;
-                        SecretDone { target, result: patched.map(Done::Patched) }
-                    });
-                }
-                Target::Namespaces | Target::Namespace(_) => {}
-            }
-        }
-    }
-
-    fn done(&mut self, done: &SecretDone, now: Now) {
-        count(&self.metrics, done);
-        // The namespace is gone meanwhile, and nobody asks any more.
-        let Some(post) = self.posts.get_mut(&done.target) else { return };
-        tell(&done.target, &done.result);
-        post.working = false;
-        post.tried = true;
-        let came = match &done.result {
-            Err(error) => {
-                let asked_for = match error.api() {
-                    // When it comes, the watch says so.
-                    Some(ApiError::NoNamespace(_)) => Some(LONGEST_ASKED_FOR),
-                    error => error.and_then(ApiError::retry_after),
-                };
-                // Whoever keeps changing what cannot be written is not answered each time.
-                let pause = asked_for.unwrap_or_default().clamp(FAILED_PAUSE, LONGEST_ASKED_FOR);
-                post.hold = Some(now.after(pause));
-                WriteResult::Failed
-            }
-            // Whether that is a repair, the upkeep knows: it remembers why we looked.
-            Ok(Done::Secret(Published { effect: Effect::Written(_), .. })) => WriteResult::Changed,
-            Ok(Done::Patched(names)) if !names.is_empty() => WriteResult::Changed,
-            Ok(_) => WriteResult::Unchanged,
+            Target::Namespaces => return None,
         };
-        if let Ok(Done::Secret(published)) = &done.result {
-            post.left = Version(published.resource_version.clone());
-        }
-        let tell = post.upkeep.end(came, now, fastrand::f64());
-        if let (DriftEvent::Repaired | DriftEvent::Fight, Ok(Done::Secret(published))) = (tell, &done.result)
-        {
-            // That it was changed is counted already.
-            if !matches!(published.effect, Effect::Written(WriteReason::Changed)) {
-                self.metrics.secret_repaired();
-            }
-        }
-        match tell {
-            DriftEvent::Fight => {
-                warn!(object = %done.target, "another program keeps changing this; from now on it is repaired once a minute");
-            }
-            DriftEvent::Peace => info!(object = %done.target, "the other program has stopped"),
-            DriftEvent::Nothing | DriftEvent::Repaired => {}
-        }
-        // What the watch told while we were at work was our own write, most likely.
-        if let Some(told) = post.told.take()
-            && told != post.left
-        {
-            post.upkeep.look(now);
-        }
-        self.metrics.secrets_failing(self.posts.values().filter(|post| post.upkeep.has_failed()).count());
+        let done = SecretDone { target, result };
+        lock(&self.targets).finish(namespace, uid, &done, clock::both(), fastrand::f64())
     }
 
-    /// A watch tells something.
-    fn changed(&mut self, number: usize, change: Change, now: Now) {
-        if let Change::Failed(error) = &change {
-            self.watch_failed(number, error);
-            return;
-        }
-        if let Some(told) = self.watches.get_mut(number)
-            && told.failed.take().is_some()
-        {
-            info!("watched again: {}", in_words(&told.interest));
-            // The server is back, and what failed need not wait any longer.
-            for post in self.posts.values_mut().filter(|post| post.upkeep.has_failed()) {
-                post.hold = None;
-                post.upkeep.look(now);
+    /// The namespaces have been listed, and are in the store.
+    fn listed(&self) {
+        let mut targets = lock(&self.targets);
+        for namespace in targets.namespaces() {
+            if self.namespaces.get(&ObjectRef::new(namespace.as_str())).is_none() {
+                targets.forget(&namespace);
             }
         }
-        match change {
-            Change::Begin => {
-                if let Some(told) = self.watches.get_mut(number) {
-                    told.listed = Some(BTreeSet::new());
-                }
-            }
-            Change::End => self.listed(number, now),
-            Change::Namespace(namespace) => {
-                self.list(number, Target::Namespace(namespace.name.clone()));
-                self.namespace(&namespace);
-            }
-            Change::NoNamespace(namespace) => self.no_namespace(&namespace),
-            Change::Secret(secret, version) => {
-                let target = Target::Secret(secret);
-                self.list(number, target.clone());
-                self.look(&target, Version(Some(version)), now);
-            }
-            Change::NoSecret(secret) => self.look(&Target::Secret(secret), Version(None), now),
-            Change::ServiceAccount(namespace, account) => {
-                if let Some(post) = self.posts.get_mut(&Target::ServiceAccount(namespace, account)) {
-                    post.upkeep.look(now);
-                }
-            }
-            Change::Failed(_) => {}
+        let names = || self.namespaces.state().iter().map(|namespace| namespace.name_any()).collect();
+        lock(&self.untried).get_or_insert_with(names);
+    }
+
+    /// Each secret of a namespace has been tried, or the namespace is gone.
+    fn tried(&self, namespace: &str) {
+        let was_untried = lock(&self.untried).as_mut().is_some_and(|untried| untried.remove(namespace));
+        if was_untried {
+            self.update_readiness();
         }
     }
 
-    fn watch_failed(&mut self, number: usize, error: &ApiError) {
-        let Some(told) = self.watches.get_mut(number) else { return };
-        let words = chain(error);
-        // It is tried again and again, and told once.
-        if told.failed.as_ref() != Some(&words) {
-            error!(error = words, "cannot be watched, and is tried again: {}", in_words(&told.interest));
-            told.failed = Some(words);
-        }
+    fn update_readiness(&self) {
+        let now = clock::now();
+        let has_token = self.tokens.borrow().entries.values().any(|entry| entry.expires_at > now);
+        let reason = match &*lock(&self.untried) {
+            _ if !has_token => NotReadyReason::Tokens,
+            None => NotReadyReason::Namespaces,
+            Some(untried) if !untried.is_empty() => NotReadyReason::Pass,
+            Some(_) => NotReadyReason::Nothing,
+        };
+        self.not_ready.send_if_modified(|current| std::mem::replace(current, reason) != reason);
     }
 
-    fn list(&mut self, number: usize, target: Target) {
-        if let Some(listed) = self.watches.get_mut(number).and_then(|told| told.listed.as_mut()) {
-            listed.insert(target);
-        }
-    }
-
-    /// A list is at its end: what it did not name is gone.
-    fn listed(&mut self, number: usize, now: Now) {
-        let Some(told) = self.watches.get_mut(number) else { return };
-        told.whole = true;
-        let listed = told.listed.take().unwrap_or_default();
-        match told.interest.clone() {
-            Interest::Namespaces(None) => {
-                let gone =
-                    |namespace: &&Namespace| !listed.contains(&Target::Namespace((*namespace).clone()));
-                let gone: Vec<Namespace> =
-                    self.found.iter().chain(&self.terminating).filter(gone).cloned().collect();
-                for namespace in &gone {
-                    self.no_namespace(namespace);
-                }
-            }
-            Interest::Namespaces(Some(namespace)) => {
-                if listed.is_empty() {
-                    self.no_namespace(&namespace);
-                }
-            }
-            Interest::Secrets(namespace, name) => {
-                let is_its = |secret: &SecretRef| {
-                    secret.name == name
-                        && namespace.as_ref().is_none_or(|namespace| secret.namespace == *namespace)
-                };
-                let gone: Vec<Target> = self
-                    .posts
-                    .keys()
-                    .filter(|target| matches!(target, Target::Secret(secret) if is_its(secret)))
-                    .filter(|target| !listed.contains(target))
-                    .cloned()
-                    .collect();
-                for target in &gone {
-                    self.look(target, Version(None), now);
-                }
-            }
-            Interest::ServiceAccounts(..) => {}
-        }
-    }
-
-    fn namespace(&mut self, namespace: &SeenNamespace) {
-        let name = &namespace.name;
-        if namespace.terminating {
-            self.terminating.insert(name.clone());
-            return;
-        }
-        let was_going = self.terminating.remove(name);
-        let secrets = self.secrets.in_namespace(name, &namespace.labels);
-        let kept = self.names(name);
-        let same = secrets.iter().map(|secret| &secret.name).eq(kept.iter());
-        if secrets.is_empty() {
-            self.found.remove(name);
-        } else {
-            self.found.insert(name.clone());
-        }
-        // A named one may have waited for its namespace.
-        let waits = self
-            .posts
-            .iter()
-            .any(|(target, post)| target.namespace() == Some(name) && post.upkeep.has_failed());
-        if !same || was_going || waits {
-            self.keep(name, secrets);
-        }
-    }
-
-    fn no_namespace(&mut self, namespace: &Namespace) {
-        self.terminating.remove(namespace);
-        self.found.remove(namespace);
-        let named: BTreeSet<SecretRef> =
-            self.secrets.named.iter().filter(|secret| secret.namespace == *namespace).cloned().collect();
-        // Those that are named wait for it; a try says that it is not there.
-        self.keep(namespace, named);
-        for (target, post) in &mut self.posts {
-            if target.namespace() == Some(namespace) {
-                post.left = Version(None);
-            }
-        }
-    }
-
-    /// The watch tells that a secret is there in this version, or not at all.
-    fn look(&mut self, target: &Target, version: Version, now: Now) {
-        let Some(post) = self.posts.get_mut(target) else { return };
-        if post.working {
-            post.told = Some(version);
-        } else if version != post.left {
-            post.upkeep.look(now);
-        }
+    /// All namespaces, to queue them.
+    fn all(&self) -> Vec<ObjectRef<NamespaceMeta>> {
+        self.namespaces.state().iter().map(|namespace| ObjectRef::from_obj(&**namespace)).collect()
     }
 }
 
-fn in_words(interest: &Interest) -> String {
-    match interest {
-        Interest::Namespaces(None) => "namespaces".to_owned(),
-        Interest::Namespaces(Some(namespace)) => format!("namespace {namespace}"),
-        Interest::Secrets(None, name) => format!("secrets {name} in all namespaces"),
-        Interest::Secrets(Some(namespace), name) => format!("secret {namespace}/{name}"),
-        Interest::ServiceAccounts(None, name) => format!("service accounts {name} in all namespaces"),
-        Interest::ServiceAccounts(Some(namespace), name) => format!("service account {namespace}/{name}"),
+/// What queues namespaces. The whole cluster is watched only for what has to be found in it.
+fn queue(context: &Arc<Context>, writer: Writer<NamespaceMeta>) -> SelectAll<Queue> {
+    let secrets = &context.secrets;
+    let mut queue = SelectAll::new();
+    queue.push(watch_namespaces(context, writer));
+    let secret = |namespace, name| Target::Secret(SecretRef { namespace, name });
+    let found: BTreeSet<&Name> = secrets.found.iter().map(|(_, name)| name).collect();
+    for name in &found {
+        queue.push(watch::<v1::Secret>(context, None, name, secret));
     }
+    for SecretRef { namespace, name } in secrets.named.iter().filter(|secret| !found.contains(&secret.name)) {
+        queue.push(watch::<v1::Secret>(context, Some(namespace), name, secret));
+    }
+    let named: BTreeSet<Option<&Namespace>> =
+        secrets.named.iter().map(|secret| Some(&secret.namespace)).collect();
+    let places = if found.is_empty() { named } else { BTreeSet::from([None]) };
+    for (namespace, name) in
+        places.iter().flat_map(|place| secrets.service_accounts.iter().map(move |name| (place, name)))
+    {
+        queue.push(watch::<v1::ServiceAccount>(context, *namespace, name, Target::ServiceAccount));
+    }
+    let new_tokens = stream::unfold(context.tokens.clone(), async |mut tokens| {
+        tokens.changed().await.ok()?;
+        Some(((), tokens))
+    });
+    let context = Arc::clone(context);
+    queue.push(new_tokens.flat_map(move |()| stream::iter(context.all())).boxed());
+    queue
+}
+
+/// Watches the objects of one name, and queues the namespace of each that changes.
+fn watch<K>(
+    context: &Arc<Context>,
+    scope: Option<&Namespace>,
+    name: &Name,
+    target: impl Fn(Namespace, Name) -> Target + Send + 'static,
+) -> Queue
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static,
+{
+    let request = request("watch", &K::plural(&()), scope.map(Namespace::as_str), Some(name.as_str()));
+    let api: Api<PartialObjectMeta<K>> = match scope {
+        Some(namespace) => Api::namespaced(context.client.clone(), namespace.as_str()),
+        None => Api::all(context.client.clone()),
+    };
+    let (context, scope, name) = (Arc::clone(context), scope.cloned(), name.clone());
+    // The versions in the list that is under way.
+    let mut listed = BTreeMap::new();
+    let changes = events(api, request).flat_map(move |event| {
+        let place = |object: &PartialObjectMeta<K>| object.namespace()?.parse::<Namespace>().ok();
+        let seen = |place: Namespace, version| {
+            lock(&context.targets).seen(&target(place.clone(), name.clone()), version);
+            ObjectRef::new(place.as_str())
+        };
+        stream::iter(match event {
+            Event::Init => {
+                listed.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                listed.extend(place(&object).map(|place| (place, object.resource_version())));
+                Vec::new()
+            }
+            Event::InitDone => {
+                // An object that is not in the list may have been deleted.
+                let places = lock(&context.targets).namespaces().into_iter();
+                let places = places.filter(|place| scope.as_ref().is_none_or(|scope| scope == place));
+                places
+                    .map(|place| (listed.remove(&place).flatten(), place))
+                    .map(|(version, place)| seen(place, version))
+                    .collect()
+            }
+            Event::Apply(object) => {
+                place(&object).map(|place| seen(place, object.resource_version())).into_iter().collect()
+            }
+            Event::Delete(object) => place(&object).map(|place| seen(place, None)).into_iter().collect(),
+        })
+    });
+    changes.boxed()
+}
+
+/// Watches the namespaces, and queues those that change. A namespace that is named stays in the store, without its UID, while it
+/// does not exist. So its secrets are tried, and an operator hears of it.
+fn watch_namespaces(context: &Arc<Context>, mut writer: Writer<NamespaceMeta>) -> Queue {
+    let context = Arc::clone(context);
+    let named: BTreeSet<Namespace> =
+        context.secrets.named.iter().map(|secret| secret.namespace.clone()).collect();
+    let changes = namespace_events(&context, &named).flat_map(move |event| {
+        stream::iter(match event {
+            Event::Init => {
+                writer.apply_watcher_event(&event);
+                for name in &named {
+                    writer.apply_watcher_event(&Event::InitApply(missing(name)));
+                }
+                Vec::new()
+            }
+            Event::InitApply(_) => {
+                writer.apply_watcher_event(&event);
+                Vec::new()
+            }
+            Event::InitDone => {
+                writer.apply_watcher_event(&event);
+                context.listed();
+                context.update_readiness();
+                context.all()
+            }
+            Event::Apply(ref namespace) => {
+                writer.apply_watcher_event(&event);
+                vec![ObjectRef::from_obj(namespace)]
+            }
+            Event::Delete(ref namespace) => {
+                let changed = ObjectRef::from_obj(namespace);
+                let name = namespace.name_any().parse::<Namespace>().ok();
+                if let Some(name) = &name {
+                    lock(&context.targets).forget(name);
+                    context.tried(name.as_str());
+                }
+                let known = name.filter(|name| named.contains(name)).map(|name| Event::Apply(missing(&name)));
+                writer.apply_watcher_event(&known.unwrap_or(event));
+                vec![changed]
+            }
+        })
+    });
+    changes.boxed()
+}
+
+/// The events of all namespaces if some have to be found, else of those that are named.
+fn namespace_events(
+    context: &Context,
+    named: &BTreeSet<Namespace>,
+) -> BoxStream<'static, Event<NamespaceMeta>> {
+    let watch = |name: Option<&str>| {
+        events(Api::all(context.client.clone()), request("watch", "namespaces", None, name))
+    };
+    if !context.secrets.found.is_empty() {
+        return watch(None).boxed();
+    }
+    let one = |name: &Namespace| {
+        let mut is_listed = false;
+        let missing = missing(name);
+        let event = move |event| {
+            let change = match event {
+                Event::InitApply(namespace) => Some(Event::Apply(namespace)),
+                Event::InitDone if !is_listed => Some(Event::Delete(missing.clone())),
+                Event::Init | Event::InitDone => None,
+                change => Some(change),
+            };
+            is_listed = change.is_some();
+            future::ready(change)
+        };
+        watch(Some(name.as_str())).filter_map(event).boxed()
+    };
+    let known = stream::iter([Event::Init, Event::InitDone]);
+    known.chain(stream::select_all(named.iter().map(one))).boxed()
+}
+
+/// A namespace of which nothing but its name is known.
+fn missing(name: &Namespace) -> NamespaceMeta {
+    let metadata = ObjectMeta { name: Some(name.to_string()), ..ObjectMeta::default() };
+    NamespaceMeta { metadata, ..NamespaceMeta::default() }
 }

@@ -1,12 +1,76 @@
-//! Which pull secrets are meant: names, globs on namespaces, namespaces by label.
+//! Names of pull secrets, and patterns and labels that find their namespaces. Pure.
 //!
-//! Pure. Every name is one that Kubernetes takes, so that no code past the command line checks or escapes it again.
+//! A value of one of these types is valid for Kubernetes, so that no other code has to check or escape it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-/// One Secret.
+/// Why a text is not valid. The messages teach the format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ParseNameError {
+    #[error("expected NAMESPACE/NAME, for example `default/ecr-creds`")]
+    Shape,
+    #[error("`{}` is no namespace: use lower-case letters, digits and inner `-`, 63 at most", .0.escape_debug())]
+    Namespace(String),
+    #[error("`{}` matches no namespace: use lower-case letters, digits, `-`, `*` and `?`", .0.escape_debug())]
+    Glob(String),
+    #[error("`{}` is no name: use lower-case letters, digits, inner `-` and `.`, 253 at most", .0.escape_debug())]
+    Name(String),
+    #[error("`{}` is no label: expected KEY=VALUE, for example `ecr-creds=enabled`", .0.escape_debug())]
+    Label(String),
+}
+
+/// A text type that is valid by `$is_valid`, and otherwise the error `$error`.
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $is_valid:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseNameError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let valid = $is_valid(text).then(|| Self(text.to_owned()));
+                valid.ok_or_else(|| ParseNameError::$name(text.to_owned()))
+            }
+        }
+    };
+}
+
+text!(
+    /// The name of a namespace: an RFC 1123 label.
+    Namespace,
+    is_label
+);
+text!(
+    /// The name of a Secret or a service account: an RFC 1123 subdomain.
+    Name,
+    is_subdomain
+);
+text!(
+    /// A pattern for namespaces, in which `*` stands for any number of characters and `?` for one.
+    Glob,
+    is_glob
+);
+
+/// A pull secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SecretRef {
     /// Its namespace.
@@ -21,18 +85,6 @@ impl fmt::Display for SecretRef {
     }
 }
 
-/// A namespace's name: an RFC 1123 label.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Namespace(String);
-
-/// A Secret's or service account's name: an RFC 1123 subdomain.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
-
-/// A pattern for namespaces, in which `*` stands for any number of characters and `?` for one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Glob(String);
-
 /// A label that a namespace must have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label {
@@ -40,12 +92,27 @@ pub struct Label {
     value: String,
 }
 
-/// What `--pull-secret NAMESPACE/NAME` says.
+impl FromStr for Label {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let label = text.split_once('=').filter(|(key, value)| {
+            let (prefix, name) =
+                key.rsplit_once('/').map_or((None, *key), |(prefix, name)| (Some(prefix), name));
+            let is_value = value.is_empty() || is_qualified(value);
+            prefix.is_none_or(is_subdomain) && is_qualified(name) && is_value
+        });
+        let label = label.map(|(key, value)| Self { key: key.to_owned(), value: value.to_owned() });
+        label.ok_or_else(|| ParseNameError::Label(text.to_owned()))
+    }
+}
+
+/// The argument of `--pull-secret`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PullSecretArg {
     /// One secret.
     Exactly(SecretRef),
-    /// One in each namespace that matches.
+    /// A secret of this name in each namespace that matches.
     Glob(Glob, Name),
 }
 
@@ -55,102 +122,6 @@ impl fmt::Display for PullSecretArg {
             Self::Exactly(secret) => write!(f, "{secret}"),
             Self::Glob(glob, name) => write!(f, "{glob}/{name}"),
         }
-    }
-}
-
-/// Why a text is no name, or no pattern. The messages teach the format.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ParseNameError {
-    /// There is no `/`.
-    #[error("expected NAMESPACE/NAME, for example `default/ecr-creds`")]
-    Shape,
-    /// Not an RFC 1123 label.
-    #[error("`{}` is no namespace: use lower-case letters, digits and inner `-`, 63 at most", .0.escape_debug())]
-    Namespace(String),
-    /// Not an RFC 1123 label, wildcards aside.
-    #[error("`{}` matches no namespace: use lower-case letters, digits, `-`, `*` and `?`", .0.escape_debug())]
-    Glob(String),
-    /// Not an RFC 1123 subdomain.
-    #[error("`{}` is no name: use lower-case letters, digits, inner `-` and `.`, 253 at most", .0.escape_debug())]
-    Name(String),
-    /// Not `KEY=VALUE`, or one of the two is none.
-    #[error("`{}` is no label: expected KEY=VALUE, for example `ecr-creds=enabled`", .0.escape_debug())]
-    Label(String),
-}
-
-fn is_label(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len())
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
-}
-
-fn is_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_label)
-}
-
-/// What Kubernetes takes for a label's value, and for the last part of its key.
-fn is_qualified(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    text.len() <= 63
-        && is_end(bytes.first())
-        && is_end(bytes.last())
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
-}
-
-impl FromStr for Namespace {
-    type Err = ParseNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if is_label(text) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ParseNameError::Namespace(text.to_owned()))
-        }
-    }
-}
-
-impl FromStr for Name {
-    type Err = ParseNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if is_subdomain(text) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ParseNameError::Name(text.to_owned()))
-        }
-    }
-}
-
-impl FromStr for Glob {
-    type Err = ParseNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*?".contains(&byte);
-        let fixed = text.bytes().filter(|byte| *byte != b'*').count();
-        // A name neither begins nor ends with a hyphen.
-        let possible = (1..=253).contains(&text.len())
-            && fixed <= 63
-            && text.bytes().all(allowed)
-            && !text.starts_with('-')
-            && !text.ends_with('-');
-        if possible { Ok(Self(text.to_owned())) } else { Err(ParseNameError::Glob(text.to_owned())) }
-    }
-}
-
-impl FromStr for Label {
-    type Err = ParseNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || ParseNameError::Label(text.to_owned());
-        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
-        let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-        let good = prefix.is_none_or(is_subdomain)
-            && is_qualified(name)
-            && (value.is_empty() || is_qualified(value));
-        if good { Ok(Self { key: key.to_owned(), value: value.to_owned() }) } else { Err(wrong()) }
     }
 }
 
@@ -168,54 +139,7 @@ impl FromStr for PullSecretArg {
     }
 }
 
-macro_rules! text {
-    ($($name:ty),*) => {$(
-        impl $name {
-            /// The text.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    )*};
-}
-text!(Namespace, Name, Glob);
-
-impl Glob {
-    /// Whether a namespace's whole name matches.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        // Where to go on if the rest does not match: the last `*` takes one character more. Names are short.
-        let (mut at, mut of, mut again) = (0, 0, None);
-        while of < name.len() {
-            match pattern.get(at) {
-                Some(b'*') => {
-                    again = Some((at, of));
-                    at += 1;
-                }
-                Some(byte) if *byte == b'?' || *byte == name[of] => {
-                    at += 1;
-                    of += 1;
-                }
-                _ => {
-                    let Some((star, taken)) = again else { return false };
-                    again = Some((star, taken + 1));
-                    (at, of) = (star + 1, taken + 1);
-                }
-            }
-        }
-        pattern[at..].iter().all(|byte| *byte == b'*')
-    }
-}
-
-/// Which namespaces a rule is for.
+/// Which namespaces have a pull secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamespaceSelector {
     /// Those whose name matches.
@@ -229,9 +153,9 @@ pub enum NamespaceSelector {
 pub struct PullSecrets {
     /// Secrets that are named.
     pub named: BTreeSet<SecretRef>,
-    /// Secrets in namespaces that are found.
+    /// Secrets of this name in the namespaces that a selector finds.
     pub found: Vec<(NamespaceSelector, Name)>,
-    /// In each namespace of these secrets, service accounts to patch.
+    /// Service accounts to patch in each namespace with a secret.
     pub service_accounts: BTreeSet<Name>,
 }
 
@@ -242,21 +166,77 @@ impl PullSecrets {
         self.named.is_empty() && self.found.is_empty()
     }
 
-    /// The secrets that belong into a namespace.
+    /// The secrets to keep in a namespace.
     #[must_use]
     pub fn in_namespace(
         &self,
         namespace: &Namespace,
         labels: &BTreeMap<String, String>,
     ) -> BTreeSet<SecretRef> {
-        let is_for = |which: &NamespaceSelector| match which {
+        let is_found = |selector: &NamespaceSelector| match selector {
             NamespaceSelector::Glob(glob) => glob.matches(namespace.as_str()),
             NamespaceSelector::Label(label) => labels.get(&label.key) == Some(&label.value),
         };
-        let found = self.found.iter().filter(|(which, _)| is_for(which));
-        let found = found.map(|(_, name)| SecretRef { namespace: namespace.clone(), name: name.clone() });
-        self.named.iter().filter(|secret| secret.namespace == *namespace).cloned().chain(found).collect()
+        let secret = |name: &Name| SecretRef { namespace: namespace.clone(), name: name.clone() };
+        // The set is sorted by namespace, and no name is empty.
+        let first = SecretRef { namespace: namespace.clone(), name: Name(String::new()) };
+        let named = self.named.range(first..).take_while(|secret| secret.namespace == *namespace).cloned();
+        named.chain(self.found.iter().filter(|(it, _)| is_found(it)).map(|(_, name)| secret(name))).collect()
     }
+}
+
+impl Glob {
+    /// Whether the whole name of a namespace matches.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        // The positions in both, and those to go back to if the rest does not match: then the last `*` takes one character more.
+        let (mut at, mut of, mut last_star) = (0, 0, None);
+        while of < name.len() {
+            match pattern.get(at) {
+                Some(b'*') => {
+                    last_star = Some((at, of));
+                    at += 1;
+                }
+                Some(byte) if *byte == b'?' || *byte == name[of] => {
+                    at += 1;
+                    of += 1;
+                }
+                _ => {
+                    let Some((star, taken)) = last_star else { return false };
+                    last_star = Some((star, taken + 1));
+                    (at, of) = (star + 1, taken + 1);
+                }
+            }
+        }
+        pattern[at..].iter().all(|byte| *byte == b'*')
+    }
+}
+
+/// Whether a text begins and ends with neither `-` nor another character that only inner characters may be.
+fn has_plain_ends(text: &str) -> bool {
+    !text.starts_with(['-', '_', '.']) && !text.ends_with(['-', '_', '.'])
+}
+
+fn is_label(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(is_allowed) && has_plain_ends(text)
+}
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// The rule for the value of a label, and for the last part of its key.
+fn is_qualified(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=63).contains(&text.len()) && text.bytes().all(is_allowed) && has_plain_ends(text)
+}
+
+fn is_glob(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*?".contains(&byte);
+    let fixed = text.bytes().filter(|byte| *byte != b'*').count();
+    (1..=253).contains(&text.len()) && fixed <= 63 && text.bytes().all(is_allowed) && has_plain_ends(text)
 }
 
 #[cfg(test)]

@@ -68,6 +68,13 @@ pub fn look_again(chance: f64) -> Duration {
     between(AGAIN_S, chance)
 }
 
+/// When to look again where a repair was put off.
+#[must_use]
+pub fn after_postponing(chance: f64) -> Duration {
+    let pause = Duration::try_from(REPAIR_PAUSE).unwrap_or_default();
+    pause.mul_f64(1.0 + chance.clamp(0.0, 1.0))
+}
+
 /// When to look at a secret that holds what has to go before its end.
 #[must_use]
 pub fn lapsing(chance: f64) -> Duration {

@@ -1,147 +1,157 @@
-//! The loop of one agent among many: looks now and then, and writes what nobody else has written.
+//! The agent of a node, one of many that keep the same secrets: it reads each secret now and then, at random times, and writes
+//! what no other agent has written.
 
-use super::{AT_ONCE, Done, SecretDone, Target, count, tell};
+use super::connection;
+use super::error::ApiError;
+use super::names::SecretRef;
+use super::publish::{Effect, PublishOptions, Published, PullSecretError, publish};
+use super::reconcile::{Expirations, Ownership, next_look};
+use super::record::{Done, SecretDone, Target};
+use super::schedule;
 use crate::docker_config::merge::Wanted;
-use crate::pull_secret::api::{ApiError, Cluster};
-use crate::pull_secret::names::SecretRef;
-use crate::pull_secret::publish::{Effect, PublishOptions, Published, PullSecretError, publish};
-use crate::pull_secret::reconcile::{Expirations, Ownership, next_look};
-use crate::pull_secret::schedule;
 use crate::report::metrics::Metrics;
 use crate::time::clock;
-use crate::time::retry::Backoff;
+use crate::time::retry::{Backoff, Retry};
 use crate::time::timer::{Deadline, Now, Timer};
+use kube::Client;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::debug;
 
-/// Looks that follow each other are never closer than this, whatever the clocks say.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How many secrets are read at the same time.
+const CONCURRENCY: usize = 16;
+/// The shortest time between two looks at a secret.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A secret, and when it is looked at next.
-struct Post {
+/// A secret, and when it is read next.
+struct SecretState {
     secret: SecretRef,
     next: Deadline,
-    looking: bool,
+    is_running: bool,
     backoff: Backoff,
-    /// What was in it at the last look.
-    ends: Option<Expirations>,
+    /// Refusals in a row.
+    refusals: u32,
+    /// When its tokens expire, as it was read last; `None` before the first success.
+    expirations: Option<Expirations>,
 }
 
-/// Runs until dropped.
+/// Keeps the secrets until it is dropped.
 ///
 /// # Errors
-/// When there is no timer to wait with.
+/// When the system gives no timer.
 pub async fn run(
     secrets: BTreeSet<SecretRef>,
     mut tokens: watch::Receiver<Arc<Wanted>>,
     metrics: Metrics,
 ) -> io::Result<()> {
     let timer = Timer::new()?;
-    let cluster = Arc::new(Cluster::default());
+    let client = connection::client();
     let now = clock::both();
-    let mut posts: Vec<Post> = secrets.into_iter().map(|secret| Post::new(secret, now)).collect();
+    let mut secrets: Vec<SecretState> =
+        secrets.into_iter().map(|secret| SecretState::new(secret, now)).collect();
     let mut looks: JoinSet<(usize, SecretDone)> = JoinSet::new();
     loop {
         let now = clock::both();
         let wanted = Arc::clone(&tokens.borrow_and_update());
-        let idle = wanted.entries.is_empty() && wanted.lapse.is_empty();
-        for (number, post) in posts.iter_mut().enumerate() {
-            let free = looks.len() < AT_ONCE && !post.looking && !idle;
-            if free && now.is_past(post.next) {
-                post.looking = true;
-                let (cluster, wanted, secret) =
-                    (Arc::clone(&cluster), Arc::clone(&wanted), post.secret.clone());
-                looks.spawn(async move {
-                    let manner = PublishOptions { now: clock::now(), among: Ownership::Many, dry_run: false };
-                    let result = publish(&cluster, &secret, &wanted, manner).await.map(Done::Secret);
-                    (number, SecretDone { target: Target::Secret(secret), result })
-                });
-            }
-        }
+        let has_work = !wanted.entries.is_empty() || !wanted.lapse.is_empty();
         let mut next = now.after(Duration::from_hours(24));
-        for post in posts.iter().filter(|post| !post.looking && !idle) {
-            next = next.earlier(post.next);
+        for (number, state) in
+            secrets.iter_mut().enumerate().filter(|(_, state)| has_work && !state.is_running)
+        {
+            if looks.len() < CONCURRENCY && now.is_past(state.next) {
+                state.is_running = true;
+                let (client, wanted, secret) = (client.clone(), Arc::clone(&wanted), state.secret.clone());
+                looks.spawn(async move { (number, look(&client, secret, &wanted).await) });
+            } else if looks.len() < CONCURRENCY {
+                next = next.earlier(state.next);
+            }
         }
         tokio::select! {
             changed = tokens.changed() => {
                 if changed.is_err() {
-                    // The agent is gone, and so are we in a moment.
+                    // The agent is about to end, and this with it.
                     std::future::pending::<()>().await;
                 }
-                let (now, wanted) = (clock::both(), tokens.borrow().clone());
-                for post in &mut posts {
-                    post.new_tokens(&wanted, now);
+                let (now, wanted) = (clock::both(), Arc::clone(&tokens.borrow()));
+                for state in &mut secrets {
+                    state.new_tokens(&wanted, now);
                 }
             }
-            Some(look) = looks.join_next() => if let Ok((number, done)) = look
-                && let Some(post) = posts.get_mut(number)
-            {
-                tell(&done.target, &done.result);
-                count(&metrics, &done);
-                post.take(done, &tokens.borrow().clone(), clock::both());
-                metrics.secrets_failing(posts.iter().filter(|post| post.backoff.failures() > 0).count());
+            Some(Ok((number, done))) = looks.join_next() => if let Some(state) = secrets.get_mut(number) {
+                done.log();
+                done.count(&metrics);
+                state.finish(done.result, &tokens.borrow(), clock::both());
+                metrics.secrets_failing(secrets.iter().filter(|state| state.backoff.failures() > 0).count());
             },
             ended = timer.wait(next) => ended?,
         }
     }
 }
 
-impl Post {
+async fn look(client: &Client, secret: SecretRef, wanted: &Wanted) -> SecretDone {
+    let options = PublishOptions { now: clock::now(), ownership: Ownership::Many, dry_run: false };
+    let result = publish(client, &secret, wanted, options).await.map(Done::Secret);
+    SecretDone { target: Target::Secret(secret), result }
+}
+
+impl SecretState {
     fn new(secret: SecretRef, now: Now) -> Self {
         let next = now.after(schedule::first_look(fastrand::f64()));
-        Self { secret, next, looking: false, backoff: Backoff::default(), ends: None }
+        Self { secret, next, is_running: false, backoff: Backoff::default(), refusals: 0, expirations: None }
     }
 
     /// There are new tokens: the secret may be due for one of them.
     fn new_tokens(&mut self, wanted: &Wanted, now: Now) {
-        if let Some(ends) = self.ends.as_ref().filter(|_| self.backoff.failures() == 0) {
-            let look = next_look(ends, wanted, now.wall, chances());
-            self.next = self.next.earlier(now.after(look.max(PAUSE)));
+        if let Some(expirations) = self.expirations.as_ref().filter(|_| self.backoff.failures() == 0) {
+            let look = next_look(expirations, wanted, now.wall, random_pair());
+            self.next = self.next.earlier(now.after(look.max(SHORTEST_PAUSE)));
         }
     }
 
-    fn take(&mut self, done: SecretDone, wanted: &Wanted, now: Now) {
-        self.looking = false;
-        let wait = match done.result {
-            Ok(Done::Secret(Published { effect: Effect::Overtaken, .. })) => {
-                schedule::look_again(fastrand::f64())
-            }
-            Ok(Done::Secret(Published { effect: Effect::PutOff, .. })) => {
-                let pause = Duration::try_from(schedule::REPAIR_PAUSE).unwrap_or_default();
-                pause.mul_f64(1.0 + fastrand::f64())
-            }
-            Ok(Done::Secret(Published { ends, .. })) => {
-                let wait = next_look(&ends, wanted, now.wall, chances());
-                self.ends = Some(ends);
-                wait
-            }
-            Ok(Done::Patched(_)) => PAUSE,
-            Err(error) => {
-                self.next = now.after(self.after(&error, now).max(PAUSE));
-                debug!(secret = %self.secret, failures = self.backoff.failures(), "will try again");
-                return;
+    /// A look has ended: plans the next one.
+    fn finish(&mut self, result: Result<Done, PullSecretError>, wanted: &Wanted, now: Now) {
+        self.is_running = false;
+        let delay = match result {
+            Err(error) => self.failed(&error, now),
+            Ok(done) => {
+                self.backoff.reset();
+                self.refusals = 0;
+                match done {
+                    Done::Secret(Published { effect: Effect::Overtaken, .. }) => {
+                        schedule::look_again(fastrand::f64())
+                    }
+                    Done::Secret(Published { effect: Effect::PutOff, .. }) => {
+                        schedule::after_postponing(fastrand::f64())
+                    }
+                    Done::Secret(Published { ends, .. }) => {
+                        let delay = next_look(&ends, wanted, now.wall, random_pair());
+                        self.expirations = Some(ends);
+                        delay
+                    }
+                    Done::Patched(_) => SHORTEST_PAUSE,
+                }
             }
         };
-        self.backoff.reset();
-        self.next = now.after(wait.max(PAUSE));
+        self.next = now.after(delay.max(SHORTEST_PAUSE));
     }
 
-    fn after(&mut self, error: &PullSecretError, now: Now) -> Duration {
-        let delay = self.backoff.failed(error.retry(), now.boot, Duration::ZERO, fastrand::f64());
-        // A kubeconfig that is not there yet costs nobody but this node a look.
-        if error.is_passing() || matches!(error.api(), Some(ApiError::Config(_))) {
-            delay
-        } else {
-            schedule::after_refusal(self.backoff.failures(), fastrand::f64())
+    fn failed(&mut self, error: &PullSecretError, now: Now) -> Duration {
+        let retry = error.retry();
+        let delay = self.backoff.failed(retry, now.boot, Duration::ZERO, fastrand::f64());
+        // A kubeconfig that is missing concerns this node alone. All other lasting errors are those of the whole fleet. An API
+        // server that starts refuses everything for a moment: so the first refusal is followed by a short delay.
+        if retry == Retry::Useless && !matches!(error, PullSecretError::Api(ApiError::Config(_))) {
+            self.refusals += 1;
+            return schedule::after_refusal(self.refusals, fastrand::f64());
         }
+        self.refusals = 0;
+        delay
     }
 }
 
-fn chances() -> [f64; 2] {
+fn random_pair() -> [f64; 2] {
     [fastrand::f64(), fastrand::f64()]
 }

@@ -1,11 +1,11 @@
-//! The API server that the tests of the pull secret rely on does what they take for granted.
+//! What the tests of pull secrets assume about the API server.
 
 use crate::cluster::{Api, Cluster, RbacRule, Request, shared};
 use crate::needs::{Need, all_here};
 use jiff::SignedDuration;
 
 #[test]
-fn a_service_account_may_do_what_it_was_given_and_nothing_more() {
+fn a_service_account_has_the_rights_that_it_was_given_and_no_others() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
@@ -25,22 +25,22 @@ fn a_service_account_may_do_what_it_was_given_and_nothing_more() {
 }
 
 #[test]
-fn a_token_is_good_until_its_end() {
+fn a_token_is_accepted_until_it_expires() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
     let account = shared().service_account();
     let now = ecr_node_agent::time::clock::now();
-    for (end, taken) in [(5, true), (-5, false)] {
+    for (end, accepted) in [(5, true), (-5, false)] {
         let kubeconfig = account.kubeconfig_with(&account.token_until(now + SignedDuration::from_mins(end)));
         let asked = Api::new(&kubeconfig).get("/api/v1/namespaces");
         let code = asked.err().map(|refused| refused.0);
-        assert_eq!(code, Some(if taken { 403 } else { 401 }), "{end} minutes");
+        assert_eq!(code, Some(if accepted { 403 } else { 401 }), "{end} minutes");
     }
 }
 
 #[test]
-fn an_api_server_that_comes_back_is_the_same_one() {
+fn a_restarted_api_server_keeps_its_state() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
@@ -72,7 +72,7 @@ fn an_api_server_that_comes_back_is_the_same_one() {
         assert!(start.elapsed().as_secs() < 60, "{:?}", cluster.requests());
     }
 
-    // What it started goes with it.
+    // Its programs and files are gone when it is dropped.
     let folder = cluster.folder().to_owned();
     let address = ("127.0.0.1", cluster.port());
     drop(account);

@@ -1,7 +1,8 @@
-//! The pull secret, against a real API server, by agents that may do what is documented and nothing more.
+//! Pull secrets, against a real API server, with agents that have the documented rights and no others.
 
 mod crowd;
 mod deployment;
+mod kubeconfig;
 mod outages;
 mod refusals;
 mod rights;
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 const NAME: &str = "ecr-creds";
 const TYPE: &str = "kubernetes.io/dockerconfigjson";
 
-/// A node, a namespace, and an account that may keep the pull secret there, as on a node.
+/// A node, a namespace, and a service account that may keep the pull secret there, as on a node.
 struct World<'a> {
     node: Node,
     cluster: &'a Cluster,
@@ -28,7 +29,7 @@ struct World<'a> {
 }
 
 impl World<'static> {
-    /// `None` where there is no API server.
+    /// `None` if there is no API server.
     fn new() -> Option<Self> {
         Self::with(Options::default())
     }
@@ -39,12 +40,12 @@ impl World<'static> {
         Some(world)
     }
 
-    /// Whose account may do nothing yet.
+    /// A world whose account has no rights yet.
     fn bare(options: Options) -> Option<Self> {
         all_here(&[Need::ApiServer]).then(|| Self::on(shared(), options))
     }
 
-    /// Whose account may do what a Deployment does in namespaces that a glob or a selector names.
+    /// A world whose account may do what a Deployment does in namespaces that a pattern or a label finds.
     fn deployed() -> Option<Self> {
         let world = Self::bare(Options::default())?;
         world.grant(&deployment_rights());
@@ -53,13 +54,13 @@ impl World<'static> {
 }
 
 impl<'a> World<'a> {
-    /// A world around another cluster than the shared one, whose account may do nothing yet.
+    /// A world in this cluster, whose account has no rights yet.
     fn on(cluster: &'a Cluster, options: Options) -> Self {
         let namespace = cluster.namespace("team");
         let account = cluster.service_account();
         let token = account.token();
         let mut node = Node::with(options);
-        // Nor its signature or its claims alone.
+        // No part of the token may be shown either.
         token.split('.').for_each(|part| node.hide(part));
         node.set("KUBECONFIG", account.kubeconfig_with(&token).to_str().unwrap());
         Self { node, cluster, account, namespace, token }
@@ -71,7 +72,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The secret as `--pull-secret` takes it.
+    /// The secret as the argument of `--pull-secret`.
     fn named(&self) -> String {
         format!("{}/{NAME}", self.namespace)
     }
@@ -80,12 +81,12 @@ impl<'a> World<'a> {
         path(&self.namespace)
     }
 
-    /// The secret, if it is there.
+    /// The secret; `None` if it does not exist.
     fn secret(&self) -> Option<Value> {
         secret(self.cluster, &self.namespace)
     }
 
-    /// Makes the secret as the administrator: something that was there before us.
+    /// Creates the secret as the administrator, before the agent does.
     fn put(&self, secret: &Value) -> Value {
         let path = format!("/api/v1/namespaces/{}/secrets", self.namespace);
         let mut secret = secret.clone();
@@ -93,32 +94,32 @@ impl<'a> World<'a> {
         self.cluster.api().create(&path, &secret).unwrap()
     }
 
-    /// `--once` on the node's auth file and the secret, and what else the case says.
+    /// Runs `--once` on the node's auth file and the secret, with more arguments.
     fn once(&self, more: &[&str]) -> Run {
         self.node.once(&[&["--pull-secret", &self.named()], more].concat())
     }
 
-    /// The agent of a node.
+    /// Starts the agent of a node.
     fn start(&self, more: &[&str]) -> Running<'_> {
         self.node.start(&[&["--pull-secret", &self.named()], more].concat())
     }
 
-    /// Fails unless the secret holds the latest token of ECR's, for this host and no other.
+    /// Fails unless the secret holds ECR's latest token, for this host and no other.
     #[track_caller]
     fn assert_latest(&self, host: &str) -> Value {
-        let secret = self.secret().expect("no secret is there");
+        let secret = self.secret().expect("the secret does not exist");
         let token = self.node.aws.issued().last().expect("no token was issued").token_base64.clone();
         assert_eq!(config(&secret), json!({ "auths": { host: { "auth": token } } }));
         secret
     }
 
-    /// What the agent has asked the API server for.
+    /// The agent's requests to the API server.
     fn requests(&self) -> Vec<Request> {
         requests(self.cluster, &self.account)
     }
 }
 
-/// What the agent of a node needs for one secret, as the documentation says.
+/// The documented rights of a node for one secret.
 fn node_rights(namespace: &str) -> Vec<RbacRule<'_>> {
     vec![
         RbacRule { namespace: Some(namespace), verbs: "get,patch", resource: "secrets", name: Some(NAME) },
@@ -126,7 +127,7 @@ fn node_rights(namespace: &str) -> Vec<RbacRule<'_>> {
     ]
 }
 
-/// What a Deployment needs for namespaces that a glob or a selector names, as the documentation says.
+/// The documented rights of a Deployment for namespaces that a pattern or a label finds.
 fn deployment_rights() -> Vec<RbacRule<'static>> {
     vec![
         RbacRule { namespace: None, verbs: "list,watch", resource: "namespaces", name: None },
@@ -147,7 +148,7 @@ fn secret(cluster: &Cluster, namespace: &str) -> Option<Value> {
     }
 }
 
-/// What an account has asked the API server for, but for what the server tells everybody.
+/// The requests of an account.
 fn requests(cluster: &Cluster, account: &Account<'_>) -> Vec<Request> {
     let user = account.user();
     cluster.requests().into_iter().filter(|request| request.user == user).collect()
@@ -160,13 +161,13 @@ fn config(secret: &Value) -> Value {
     serde_json::from_slice(&STANDARD.decode(data).unwrap()).unwrap()
 }
 
-/// What stays the same while nobody writes.
+/// The UID and the version of an object: both stay the same while no program writes it.
 fn version(secret: &Value) -> (String, String) {
     let text = |name: &str| secret["metadata"][name].as_str().unwrap().to_owned();
     (text("uid"), text("resourceVersion"))
 }
 
-/// A docker config of somebody's, as a secret has it.
+/// The data of a secret with the docker config of another program.
 fn foreign_data() -> Value {
     let config = "{\"auths\":{\"registry.example.com\":{\"auth\":\"dXNlcjpwYXNz\"}}}";
     json!({ ".dockerconfigjson": STANDARD.encode(config) })

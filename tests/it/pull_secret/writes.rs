@@ -1,4 +1,4 @@
-//! What it writes, and what it leaves as it was.
+//! What the agent writes into a pull secret, and what it leaves unchanged.
 
 use super::{NAME, TYPE, World, config, foreign_data, version};
 use crate::cluster::Api;
@@ -13,7 +13,7 @@ use std::thread;
 const OTHER: &str = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
 
 #[test]
-fn a_missing_secret_is_made() {
+fn a_missing_secret_is_created() {
     let Some(world) = World::new() else { return };
     world.once(&[]).expect(0, &[]);
     world.node.assert_latest_token(HOST);
@@ -21,9 +21,9 @@ fn a_missing_secret_is_made() {
     assert_eq!(secret["type"], TYPE);
     assert_eq!(secret["data"].as_object().unwrap().len(), 1, "{secret}");
     let expires_at = world.node.aws.issued().last().unwrap().expires_at;
-    let told: jiff::Timestamp =
+    let annotation: jiff::Timestamp =
         secret["metadata"]["annotations"]["ecr-node-agent/expires-at"].as_str().unwrap().parse().unwrap();
-    assert_eq!(told.as_second(), expires_at.as_second());
+    assert_eq!(annotation.as_second(), expires_at.as_second());
     let managers = secret["metadata"]["managedFields"].as_array().unwrap();
     assert!(managers.iter().all(|manager| manager["manager"] == "ecr-node-agent"), "{managers:?}");
 }
@@ -39,11 +39,11 @@ fn no_annotation_holds_the_token() {
     }
 }
 
-/// Makes a secret as others do: the world, and what kubectl may be told.
+/// How another program creates a secret.
 type Maker = (&'static str, fn(&World<'_>));
 
 #[test]
-fn one_of_somebody_elses_is_taken_over_in_place() {
+fn a_secret_of_another_program_is_taken_over_in_place() {
     let makers: [Maker; 4] = [
         ("kubectl create", |world| {
             world.cluster.kubectl(&[
@@ -103,7 +103,7 @@ fn one_of_somebody_elses_is_taken_over_in_place() {
         }
         assert!(annotations.contains_key("ecr-node-agent/expires-at"), "{what}");
 
-        // From then on it is like one of ours.
+        // Later updates keep it as well.
         world.once(&[]).expect(0, &[]);
         let later = world.assert_latest(HOST);
         assert_eq!(later["metadata"]["uid"], before["metadata"]["uid"], "{what}");
@@ -113,17 +113,17 @@ fn one_of_somebody_elses_is_taken_over_in_place() {
     }
 }
 
-/// Starts the agent of a node, and waits until it has looked at the secret and decided.
+/// Starts the agent of a node, and waits until it has read the secret.
 fn look(world: &World<'_>) {
     let gets = || world.requests().iter().filter(|request| request.verb == "get").count();
     let before = gets();
     let agent = world.start(&[]);
-    agent.wait("a look at the secret", || gets() > before);
+    agent.wait("a read of the secret", || gets() > before);
     agent.stop().expect(0, &[]);
 }
 
 #[test]
-fn a_node_leaves_a_secret_that_is_as_it_should_be() {
+fn a_node_leaves_a_good_secret_alone() {
     let Some(world) = World::new() else { return };
     world.once(&[]).expect(0, &[]);
     let before = version(&world.secret().unwrap());
@@ -131,48 +131,79 @@ fn a_node_leaves_a_secret_that_is_as_it_should_be() {
         look(&world);
     }
     assert_eq!(version(&world.secret().unwrap()), before);
-    // Another node, with a token of its own, that is not much better.
+    // Another node has a token of its own, which is not much better.
     let mut other = Node::new();
     other.set("KUBECONFIG", world.account.kubeconfig_with(&world.token).to_str().unwrap());
     let gets = world.requests().len();
     let agent = other.start(&["--pull-secret", &world.named()]);
     agent.wait("the auth file", || other.auth_file().exists());
-    agent.wait("a look at the secret", || world.requests().len() > gets);
+    agent.wait("a read of the secret", || world.requests().len() > gets);
     agent.stop().expect(0, &[]);
     other.assert_latest_token(HOST);
     assert_eq!(version(&world.secret().unwrap()), before);
 }
 
 #[test]
-fn a_node_writes_what_is_wrong_though_its_token_is_good() {
+fn a_node_restores_a_secret_that_another_program_has_damaged() {
     let Some(world) = World::new() else { return };
     world.once(&[]).expect(0, &[]);
     let good = world.secret().unwrap();
-    let end = |end: &str| json!({ "ecr-node-agent/expires-at": end });
+    let expires_at = |text: &str| json!({ "ecr-node-agent/expires-at": text });
     let damages = [
-        ("somebody else's docker config", json!({ "data": foreign_data() })),
+        ("another docker config", json!({ "data": foreign_data() })),
         ("an empty docker config", json!({ "data": { ".dockerconfigjson": "e30=" } })),
         ("no annotations", json!({ "metadata": { "annotations": null } })),
-        ("an end that is no time", json!({ "metadata": { "annotations": end("soon") } })),
-        ("an end far away", json!({ "metadata": { "annotations": end("2099-01-01T00:00:00Z") } })),
+        ("an expiry that is no time", json!({ "metadata": { "annotations": expires_at("soon") } })),
+        (
+            "an expiry that is not that of the token",
+            json!({ "metadata": { "annotations": expires_at("2099-01-01T00:00:00Z") } }),
+        ),
     ];
     for (what, mut damage) in damages {
         if !damage["metadata"]["annotations"].is_null() || damage["metadata"].is_null() {
-            // Not a short while after it was written: that would be a fight, which is put off.
+            // Shortly after a write, the repair would be postponed.
             let long_ago = (world.node.aws.now() - SignedDuration::from_hours(1)).to_string();
             damage["metadata"]["annotations"]["ecr-node-agent/written-at"] = json!(long_ago);
         }
         world.cluster.api().patch(&world.path(), &damage).unwrap();
-        let spoilt = version(&world.secret().unwrap());
+        let before = version(&world.secret().unwrap());
         let agent = world.start(&[]);
-        agent.wait(what, || version(&world.secret().unwrap()) != spoilt);
+        agent.wait(what, || version(&world.secret().unwrap()) != before);
         agent.stop().expect(0, &[]);
         let secret = world.assert_latest(HOST);
         assert_eq!(secret["metadata"]["uid"], good["metadata"]["uid"], "{what}");
-        let told = &secret["metadata"]["annotations"]["ecr-node-agent/expires-at"];
-        assert_eq!(*told, good["metadata"]["annotations"]["ecr-node-agent/expires-at"], "{what}");
+        let annotation = &secret["metadata"]["annotations"]["ecr-node-agent/expires-at"];
+        assert_eq!(*annotation, good["metadata"]["annotations"]["ecr-node-agent/expires-at"], "{what}");
     }
     assert_eq!(world.node.aws.issued().len(), 1, "ECR was asked for nothing");
+}
+
+#[test]
+fn an_expiry_that_no_token_can_have_is_not_believed() {
+    let Some(world) = World::new() else { return };
+    world.once(&[]).expect(0, &[]);
+    let issued = world.node.aws.issued().len();
+    // A token that is worthless by now, whose annotations agree with each other that it is good for years.
+    let secret = world.secret().unwrap();
+    let text = |name: &str| secret["metadata"]["annotations"][name].as_str().unwrap().to_owned();
+    let mut entries: serde_json::Value = serde_json::from_str(&text("ecr-node-agent/entries")).unwrap();
+    entries["entries"][HOST]["expiresAt"] = json!("2099-01-01T00:00:00Z");
+    let long_ago = (world.node.aws.now() - SignedDuration::from_hours(1)).to_string();
+    let claims = json!({
+        "ecr-node-agent/entries": entries.to_string(),
+        "ecr-node-agent/expires-at": "2099-01-01T00:00:00Z",
+        "ecr-node-agent/written-at": long_ago,
+    });
+    world.cluster.api().patch(&world.path(), &json!({ "metadata": { "annotations": claims } })).unwrap();
+    let claimed = version(&world.secret().unwrap());
+    let mut other = Node::new();
+    other.set("KUBECONFIG", world.account.kubeconfig_with(&world.token).to_str().unwrap());
+    let agent = other.start(&["--pull-secret", &world.named()]);
+    agent.wait("a repair", || version(&world.secret().unwrap()) != claimed);
+    agent.stop().expect(0, &[]);
+    let token = other.aws.issued().last().unwrap().token_base64.clone();
+    assert_eq!(config(&world.secret().unwrap()), json!({ "auths": { HOST: { "auth": token } } }));
+    assert_eq!(world.node.aws.issued().len(), issued);
 }
 
 #[test]
@@ -182,10 +213,10 @@ fn a_reader_never_misses_the_secret_while_it_is_refreshed() {
     let uid = world.secret().unwrap()["metadata"]["uid"].clone();
     let refreshing = Mutex::new(());
     let (reads, seen) = thread::scope(|scope| {
-        // Let go of at the end, however that comes.
-        let at_it = refreshing.lock().unwrap();
+        // Unlocked at the end, also if the test fails.
+        let guard = refreshing.lock().unwrap();
         let reader = scope.spawn(|| {
-            // A connection of its own: nothing slows it down.
+            // Its own connection.
             let api = Api::new(&world.cluster.admin());
             let (mut reads, mut seen) = (0, BTreeSet::new());
             while refreshing.try_lock().is_err() {
@@ -202,19 +233,19 @@ fn a_reader_never_misses_the_secret_while_it_is_refreshed() {
         for _ in 0..30 {
             world.once(&[]).expect(0, &[]);
         }
-        drop(at_it);
+        drop(guard);
         reader.join().unwrap()
     });
     crate::needs::tell(&format!("{reads} reads while it was refreshed saw {} tokens", seen.len()));
     assert!(seen.len() > 20, "it was refreshed {} times only", seen.len());
     let issued = world.node.aws.issued();
     for token in seen {
-        assert!(issued.iter().any(|issued| issued.token_base64 == token), "a token that ECR never gave");
+        assert!(issued.iter().any(|issued| issued.token_base64 == token), "a token that ECR never issued");
     }
 }
 
 #[test]
-fn a_dry_run_says_what_would_change_and_changes_nothing() {
+fn a_dry_run_prints_what_would_change_and_changes_nothing() {
     let Some(world) = World::new() else { return };
     let named = world.named();
     world.once(&["--dry-run"]).expect(0, &[&named]);
@@ -224,7 +255,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     world.once(&["--dry-run"]).expect(0, &[&named]);
     assert_eq!(version(&world.secret().unwrap()), version(&before));
     assert!(!world.node.auth_file().exists());
-    // The API server was asked whether it would take it, and to do nothing.
+    // The API server was asked whether it would accept the change.
     let requests = world.requests();
     assert!(requests.iter().all(|request| request.verb == "get" || request.dry_run), "{requests:?}");
 }
@@ -237,14 +268,14 @@ fn every_registry_is_in_the_secret_and_nothing_from_the_auth_file() {
     let config = config(&world.secret().unwrap());
     assert_eq!(config["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [HOST, OTHER]);
 
-    // One that is no longer asked for goes.
+    // An entry for a registry that is no longer configured is removed.
     world.once(&["--registry", OTHER]).expect(0, &[]);
     let config = super::config(&world.secret().unwrap());
     assert_eq!(config["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [OTHER]);
 }
 
 #[test]
-fn the_kubelet_takes_what_is_in_the_secret() {
+fn the_kubelet_accepts_the_content_of_the_secret() {
     let Some(world) = World::new() else { return };
     world.once(&[]).expect(0, &[]);
     let secret = world.secret().unwrap();
@@ -255,7 +286,7 @@ fn the_kubelet_takes_what_is_in_the_secret() {
 }
 
 #[test]
-fn all_secrets_of_a_round_hold_the_same() {
+fn all_secrets_of_a_round_hold_the_same_token() {
     let Some(world) = World::new() else { return };
     let others: Vec<String> = (0..3)
         .map(|_| {
@@ -277,7 +308,7 @@ fn all_secrets_of_a_round_hold_the_same() {
 }
 
 #[test]
-fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
+fn remove_deletes_only_named_secrets_that_the_agent_made() {
     let Some(world) = World::new() else { return };
     let rule = crate::cluster::RbacRule {
         namespace: Some(&world.namespace),
@@ -294,13 +325,13 @@ fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
     world.assert_latest(HOST);
     world.once(&[]).expect(0, &[]);
 
-    // The right to delete is not among those that an agent has.
+    // A running agent has no right to delete secrets.
     world
         .node
         .run(&["remove", "--auth-file", file, "--pull-secret", &named])
         .expect(6, &["auth can-i delete", NAME, &world.namespace]);
     assert!(world.secret().is_some());
-    assert!(!world.node.auth_file().exists(), "the auth file did not wait for that");
+    assert!(!world.node.auth_file().exists(), "the auth file is removed first");
 
     world.account.may(rule);
     world
@@ -310,7 +341,7 @@ fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
     assert!(world.secret().is_some());
     world.node.run(&["remove", "--auth-file", file, "--pull-secret", &named]).expect(0, &[&named]);
     assert_eq!(world.secret(), None);
-    // There is nothing left to do.
+    // Nothing is left to do.
     world.node.run(&["remove", "--auth-file", file, "--pull-secret", &named]).expect(0, &[]);
 
     let before = world.put(&json!({ "type": TYPE, "data": foreign_data() }));
@@ -319,7 +350,7 @@ fn remove_leaves_secrets_alone_unless_told_and_deletes_only_ours() {
 }
 
 #[test]
-fn one_secret_that_fails_does_not_keep_the_others_from_being_served() {
+fn a_secret_that_fails_does_not_delay_the_others() {
     let Some(world) = World::new() else { return };
     let missing = crate::cluster::unique("missing");
     let refused = world.cluster.namespace("refused");
@@ -340,7 +371,7 @@ fn variables_name_secrets_as_options_do() {
 }
 
 #[test]
-fn a_failed_ecr_leaves_the_secret_as_it_is() {
+fn without_a_new_token_the_secret_is_left_alone() {
     let Some(world) = World::new() else { return };
     world.once(&[]).expect(0, &[]);
     let before = version(&world.secret().unwrap());

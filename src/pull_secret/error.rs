@@ -1,0 +1,142 @@
+//! What the errors of requests to the API server mean. Decided by types and status codes, never by an error's text.
+
+use super::kubeconfig::ConfigError;
+use crate::report::redact::redact;
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
+use kube::core::Status;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How many characters of a server's message are shown.
+const LONGEST_MESSAGE: usize = 300;
+
+/// Why a request failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ApiError {
+    /// It is not known which API server to ask, or as whom.
+    #[error("cannot connect to the API server")]
+    Config(#[source] Arc<ConfigError>),
+    /// There is no connection, or none that can be trusted.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The API server did not answer in time.
+    #[error("the API server did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The API server does not accept the credentials, or no longer.
+    #[error("the API server does not accept the credentials: {0}")]
+    Unauthorized(String),
+    /// The agent lacks a right. The text is the command with which an administrator can check this.
+    #[error("not allowed: `{0}` says no")]
+    Forbidden(String),
+    /// The API server refused the request for another reason than a missing right: a quota, a webhook, an invalid object.
+    #[error("the API server refused the request: {0}")]
+    Refused(String),
+    /// Nothing can be created in a namespace that is being deleted.
+    #[error("namespace {0} is being terminated")]
+    Terminating(String),
+    /// The namespace does not exist.
+    #[error("there is no namespace {0}")]
+    NoNamespace(String),
+    /// The object was changed, created or deleted after it was read.
+    #[error("another program changed the object at the same time")]
+    Conflict,
+    /// The API server is overloaded or unhealthy. It may have said how long its clients should wait.
+    #[error("the API server cannot answer now: {0}")]
+    Busy(String, Option<Duration>),
+    /// The answer is too large, or is not what was asked for.
+    #[error("the API server's answer is invalid")]
+    InvalidAnswer,
+}
+
+impl ApiError {
+    /// Whether the same request may succeed later although nobody changes a right, an object or a setting.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        use ApiError::{Busy, Conflict, Timeout, Unauthorized, Unreachable};
+        matches!(self, Unreachable(_) | Timeout(_) | Conflict | Busy(..) | Unauthorized(_))
+    }
+
+    /// How long the API server asks its clients to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let Self::Busy(_, retry_after) = self { *retry_after } else { None }
+    }
+
+    /// What an error of `kube` means for a request.
+    pub(super) fn of(error: &kube::Error, request: &ResourceAttributes) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(status, request),
+            kube::Error::Service(error) => match error.downcast_ref::<Self>() {
+                Some(error) => error.clone(),
+                None => Self::unreachable(error.as_ref()),
+            },
+            kube::Error::HyperError(error) => Self::unreachable(error),
+            // Their messages may show a part of the answer, and with it a Secret.
+            _ => Self::InvalidAnswer,
+        }
+    }
+
+    /// No answer came. The innermost cause says most: `kube` repeats it on each level.
+    pub(super) fn unreachable(error: &(dyn Error + 'static)) -> Self {
+        let mut innermost = error;
+        while let Some(cause) = innermost.source() {
+            innermost = cause;
+        }
+        Self::Unreachable(shown(&innermost.to_string()))
+    }
+
+    /// What an answer means that is not a success.
+    pub(super) fn of_status(status: &Status, request: &ResourceAttributes) -> Self {
+        let message = shown(&status.message);
+        let namespace = || request.namespace.clone().unwrap_or_default();
+        let is_about = |kind| status.details.as_ref().is_some_and(|details| details.kind == kind);
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        match status.code {
+            401 => Self::Unauthorized(message),
+            403 if causes.any(|cause| cause.reason == "NamespaceTerminating") => {
+                Self::Terminating(namespace())
+            }
+            // Admission plugins refuse writes with the same code.
+            403 if is_write(request) => Self::Refused(message),
+            403 => Self::Forbidden(can_i(request)),
+            404 if is_about("namespaces") => Self::NoNamespace(namespace()),
+            // Deleted after it was read.
+            404 if is_write(request) => Self::Conflict,
+            409 => Self::Conflict,
+            429 | 500.. => {
+                let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                Self::Busy(format!("{}: {message}", status.code), retry_after)
+            }
+            code if status.reason.is_empty() => Self::Refused(format!("{code}: {message}")),
+            _ => Self::Refused(format!("{}: {message}", shown(&status.reason))),
+        }
+    }
+}
+
+fn is_write(request: &ResourceAttributes) -> bool {
+    request.verb.as_deref().is_some_and(|verb| ["create", "patch", "delete"].contains(&verb))
+}
+
+/// The command that says whether a request is allowed.
+pub(super) fn can_i(request: &ResourceAttributes) -> String {
+    let verb = request.verb.as_deref().unwrap_or_default();
+    format!("kubectl auth can-i {verb} {}", object(request))
+}
+
+/// The object of a request, as arguments for `kubectl`.
+pub(super) fn object(request: &ResourceAttributes) -> String {
+    let resource = request.resource.as_deref().unwrap_or_default();
+    let name = request.name.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+    match &request.namespace {
+        Some(namespace) => format!("{resource}{name} -n {namespace}"),
+        None if resource == "namespaces" => format!("{resource}{name}"),
+        None => format!("{resource}{name} -A"),
+    }
+}
+
+/// Text from outside, as far as it may be shown.
+fn shown(text: &str) -> String {
+    redact(text, LONGEST_MESSAGE)
+}

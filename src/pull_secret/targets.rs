@@ -1,0 +1,207 @@
+//! What the Deployment knows of each secret and service account that it keeps: when it is due, and what failed.
+//!
+//! It makes no requests. A namespace that is gone takes everything about it along: a late result for one of its targets is
+//! dropped.
+
+use super::names::{Namespace, SecretRef};
+use super::publish::{Effect, Published, PullSecretError};
+use super::reconcile::WriteReason;
+use super::record::{Done, SecretDone, Target};
+use crate::docker_config::merge::Wanted;
+use crate::report::metrics::Metrics;
+use crate::time::timer::{Deadline, Now};
+use crate::time::write_scheduler::{DriftEvent, WriteResult, WriteScheduler};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// A target that failed is not tried sooner, however often it changes.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// No `Retry-After` is obeyed for longer.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
+/// The version of an object; `None` if it does not exist.
+pub(super) type Version = Option<String>;
+
+/// A secret or a service account.
+#[derive(Default)]
+struct TargetState {
+    scheduler: WriteScheduler,
+    /// The tokens of the last attempt; `None` before the first one.
+    tokens: Option<Arc<Wanted>>,
+    /// The version that the last attempt left, or started with if it failed.
+    version: Version,
+    /// The version that the watch has seen last; `None` if it has not said.
+    seen: Option<Version>,
+    /// Until when the target is left alone after a failure.
+    pause: Option<Deadline>,
+}
+
+impl TargetState {
+    /// How long to wait before the next attempt; `None` if there is nothing to do.
+    fn next(&self, now: Now) -> Option<Duration> {
+        let due = self.scheduler.next(now)?;
+        let due = self.pause.map_or(due, |pause| due.later(pause));
+        Some(if now.is_past(due) { Duration::ZERO } else { due.boot.saturating_sub(now.boot) })
+    }
+}
+
+/// A namespace, and its targets.
+struct NamespaceState {
+    /// Tells a namespace from an earlier one of the same name; `None` if it does not exist.
+    uid: Option<String>,
+    targets: BTreeMap<Target, TargetState>,
+}
+
+/// All targets, by namespace.
+pub(super) struct Targets {
+    metrics: Metrics,
+    namespaces: BTreeMap<Namespace, NamespaceState>,
+    /// Targets whose last attempt failed.
+    failing: BTreeSet<Target>,
+}
+
+impl Targets {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics, namespaces: BTreeMap::new(), failing: BTreeSet::new() }
+    }
+
+    /// The namespaces that have targets.
+    pub(super) fn namespaces(&self) -> Vec<Namespace> {
+        self.namespaces.keys().cloned().collect()
+    }
+
+    /// Keeps these targets in a namespace, and forgets all others that it had.
+    pub(super) fn set(&mut self, namespace: &Namespace, uid: Option<&String>, targets: &BTreeSet<Target>) {
+        let known = self.namespaces.get(namespace).and_then(|known| known.uid.as_ref());
+        if targets.is_empty() || known.is_some_and(|known| Some(known) != uid) {
+            self.forget(namespace);
+        }
+        if targets.is_empty() {
+            return;
+        }
+        let state = NamespaceState { uid: None, targets: BTreeMap::new() };
+        let state = self.namespaces.entry(namespace.clone()).or_insert(state);
+        if state.uid.is_none() && uid.is_some() {
+            state.uid = uid.cloned();
+            // What has failed may have waited for the namespace.
+            for (_, state) in state.targets.iter_mut().filter(|(target, _)| self.failing.contains(target)) {
+                *state = TargetState::default();
+            }
+        }
+        let others = state.targets.extract_if(.., |target, _| !targets.contains(target));
+        for (target, _) in others {
+            forget(&self.metrics, &mut self.failing, &target);
+        }
+        for target in targets {
+            state.targets.entry(target.clone()).or_default();
+        }
+    }
+
+    /// Forgets a namespace that is gone, or is being terminated.
+    pub(super) fn forget(&mut self, namespace: &Namespace) {
+        let state = self.namespaces.remove(namespace);
+        for target in state.iter().flat_map(|state| state.targets.keys()) {
+            forget(&self.metrics, &mut self.failing, target);
+        }
+    }
+
+    /// The watch of a target has seen this version of it.
+    pub(super) fn seen(&mut self, target: &Target, version: Version) {
+        let namespace = target.namespace().and_then(|namespace| self.namespaces.get_mut(namespace));
+        if let Some(state) = namespace.and_then(|namespace| namespace.targets.get_mut(target)) {
+            state.seen = Some(version);
+        }
+    }
+
+    /// Whether a target is to be reconciled now: after no time. `None` if there is nothing to do.
+    pub(super) fn start(
+        &mut self,
+        namespace: &Namespace,
+        target: &Target,
+        wanted: &Arc<Wanted>,
+        now: Now,
+    ) -> Option<Duration> {
+        let state = self.namespaces.get_mut(namespace)?.targets.get_mut(target)?;
+        let is_new = state.tokens.as_ref().is_none_or(|tokens| !Arc::ptr_eq(tokens, wanted));
+        // A service account holds no token.
+        if state.tokens.is_none() || (is_new && matches!(target, Target::Secret(_))) {
+            state.scheduler.renew();
+        }
+        state.tokens = Some(Arc::clone(wanted));
+        if let Some(seen) = state.seen.as_ref().filter(|seen| **seen != state.version) {
+            state.scheduler.look(now);
+            state.version.clone_from(seen);
+        }
+        let delay = state.next(now)?;
+        if delay.is_zero() {
+            state.scheduler.start(now);
+        }
+        Some(delay)
+    }
+
+    /// Records what happened to a target of a namespace with this UID, and returns how long to wait before the next attempt.
+    pub(super) fn finish(
+        &mut self,
+        namespace: &Namespace,
+        uid: Option<&String>,
+        done: &SecretDone,
+        now: Now,
+        random: f64,
+    ) -> Option<Duration> {
+        let of = self.namespaces.get_mut(namespace).filter(|of| of.uid.as_ref() == uid)?;
+        let state = of.targets.get_mut(&done.target)?;
+        done.log();
+        done.count(&self.metrics);
+        let result = match &done.result {
+            Err(_) => WriteResult::Failed,
+            // Whether this is a repair, the scheduler knows: it remembers why the target was due.
+            Ok(Done::Secret(Published { effect: Effect::Written(_), .. })) => WriteResult::Changed,
+            Ok(Done::Patched(added)) if !added.is_empty() => WriteResult::Changed,
+            Ok(_) => WriteResult::Unchanged,
+        };
+        state.pause = done.result.as_ref().err().map(|error| {
+            let asked = if let PullSecretError::Api(error) = error { error.retry_after() } else { None };
+            now.after(asked.unwrap_or_default().clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+        });
+        if let Ok(Done::Secret(published)) = &done.result {
+            state.version.clone_from(&published.resource_version);
+        }
+        let drift = state.scheduler.end(result, now, random);
+        let next = state.next(now);
+        self.report(done, drift);
+        if done.result.is_err() {
+            self.failing.insert(done.target.clone());
+        } else {
+            self.failing.remove(&done.target);
+        }
+        self.metrics.secrets_failing(self.failing.len());
+        next
+    }
+
+    fn report(&self, done: &SecretDone, drift: DriftEvent) {
+        let object = &done.target;
+        if let (DriftEvent::Repaired | DriftEvent::Fight, Ok(Done::Secret(published))) = (drift, &done.result)
+            // A secret that was changed is counted with the write itself.
+            && published.effect != Effect::Written(WriteReason::Changed)
+        {
+            self.metrics.secret_repaired();
+        }
+        match drift {
+            DriftEvent::Fight => {
+                warn!(%object, "another program keeps changing this object; from now on it is restored once a minute");
+            }
+            DriftEvent::Peace => info!(%object, "the other program has stopped changing this object"),
+            DriftEvent::Nothing | DriftEvent::Repaired => {}
+        }
+    }
+}
+
+fn forget(metrics: &Metrics, failing: &mut BTreeSet<Target>, target: &Target) {
+    if let Target::Secret(SecretRef { namespace, name }) = target {
+        metrics.forget_secret(namespace.as_str(), name.as_str());
+    }
+    failing.remove(target);
+    metrics.secrets_failing(failing.len());
+}
