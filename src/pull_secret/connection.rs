@@ -217,3 +217,33 @@ fn status(head: &Parts, body: &[u8]) -> Bytes {
     }
     Bytes::from(status.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: u16, retry_after: Option<&str>, body: &str) -> Value {
+        let mut response = Response::builder().status(code);
+        if let Some(value) = retry_after {
+            response = response.header(RETRY_AFTER, value);
+        }
+        let (head, ()) = response.body(()).unwrap().into_parts();
+        serde_json::from_slice(&status(&head, body.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn a_failed_answer_has_its_code_and_the_time_to_wait() {
+        let text = answer(429, Some("7"), "too many\n");
+        assert_eq!(
+            text,
+            json!({ "message": "too many", "code": 429, "details": { "retryAfterSeconds": 7 } })
+        );
+        // A proxy's own JSON.
+        assert_eq!(answer(502, None, r#"{"error":"x"}"#), json!({ "error": "x", "code": 502 }));
+        let own = answer(403, Some("soon"), r#"{"message":"no","code":7,"details":{"kind":"secrets"}}"#);
+        assert_eq!(own, json!({ "message": "no", "code": 403, "details": { "kind": "secrets" } }));
+        let null = answer(503, Some("1"), r#"{"details":null}"#);
+        assert_eq!(null["details"]["retryAfterSeconds"], 1);
+        assert_eq!(answer(500, None, "[1]")["message"], "[1]");
+    }
+}

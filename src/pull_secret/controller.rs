@@ -141,12 +141,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Brings the secrets and service accounts of a namespace to what they should be. A target that fails has its own backoff.
 async fn reconcile(namespace: Arc<NamespaceMeta>, context: Arc<Context>) -> Action {
-    let wanted = Arc::clone(&context.tokens.borrow());
     // A name that is not valid cannot be one of ours.
-    let name = namespace.name_any().parse::<Namespace>().ok();
-    let Some(name) = name.filter(|_| !wanted.entries.is_empty() || !wanted.lapse.is_empty()) else {
-        return Action::await_change();
-    };
+    let Ok(name) = namespace.name_any().parse::<Namespace>() else { return Action::await_change() };
     let mut secrets = context.secrets.in_namespace(&name, namespace.labels());
     if namespace.metadata.deletion_timestamp.is_some() {
         secrets.clear();
@@ -157,6 +153,10 @@ async fn reconcile(namespace: Arc<NamespaceMeta>, context: Arc<Context>) -> Acti
     let targets = accounts.chain(secrets.into_iter().map(Target::Secret)).collect();
     let uid = namespace.metadata.uid.as_ref();
     lock(&context.targets).set(&name, uid, &targets);
+    let wanted = Arc::clone(&context.tokens.borrow());
+    if wanted.entries.is_empty() && wanted.lapse.is_empty() {
+        return Action::await_change();
+    }
     let attempts = targets.into_iter().map(|target| context.keep(&name, uid, target, &names, &wanted));
     let next = future::join_all(attempts).await.into_iter().flatten().min();
     context.tried(name.as_str());

@@ -140,3 +140,66 @@ pub(super) fn object(request: &ResourceAttributes) -> String {
 fn shown(text: &str) -> String {
     redact(text, LONGEST_MESSAGE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn meaning(verb: &str, status: Value) -> ApiError {
+        let text = |text: &str| Some(text.to_owned());
+        let request = ResourceAttributes {
+            verb: text(verb),
+            resource: text("secrets"),
+            namespace: text("team-a"),
+            name: text("ecr-creds").filter(|_| verb != "create"),
+            ..ResourceAttributes::default()
+        };
+        let status = serde_json::from_value(status).unwrap();
+        ApiError::of(&kube::Error::Api(Box::new(status)), &request)
+    }
+
+    #[test]
+    fn an_error_is_known_by_its_code_and_its_details() {
+        let terminating = json!({ "causes": [{ "reason": "NamespaceTerminating" }] });
+        let cases = [
+            ("get", json!({ "code": 401 }), "does not accept the credentials"),
+            ("get", json!({ "code": 403 }), "can-i get secrets/ecr-creds -n team-a"),
+            // The API server is asked whether that right is missing.
+            ("patch", json!({ "code": 403, "message": "quota" }), "quota"),
+            (
+                "create",
+                json!({ "code": 403, "details": terminating }),
+                "namespace team-a is being terminated",
+            ),
+            ("create", json!({ "code": 404, "details": { "kind": "namespaces" } }), "no namespace team-a"),
+            ("patch", json!({ "code": 404, "details": { "kind": "secrets" } }), "at the same time"),
+            ("create", json!({ "code": 409 }), "at the same time"),
+            ("patch", json!({ "code": 422, "reason": "Invalid", "message": "why" }), "Invalid: why"),
+            ("get", json!({ "code": 400, "message": "why" }), "400: why"),
+            ("get", json!({ "code": 429, "message": "why" }), "429: why"),
+            ("get", json!({ "code": 504 }), "504: "),
+        ];
+        for (verb, status, expected) in cases {
+            let message = meaning(verb, status.clone()).to_string();
+            assert!(message.contains(expected), "{verb} {status}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_api_server_says_how_long_to_wait() {
+        let busy = |details: Value| meaning("get", json!({ "code": 429, "details": details })).retry_after();
+        assert_eq!(busy(json!({ "retryAfterSeconds": 7 })), Some(Duration::from_secs(7)));
+        assert_eq!(busy(json!({})), None);
+    }
+
+    #[test]
+    fn no_token_in_a_message_is_shown() {
+        let token = "QVdTOmV5SndZWGxzYjJGa0lqb2lVMFZEVWtWVVVFRlRVMWRQVWtRaQ==";
+        let error = meaning("patch", json!({ "code": 422, "message": format!("invalid {token}") }));
+        assert!(!error.to_string().contains(&token[..24]), "{error}");
+        let parsing = serde_json::from_str::<u8>("\"SECRETPASSWORD\"").unwrap_err();
+        let error = ApiError::of(&kube::Error::SerdeError(parsing), &ResourceAttributes::default());
+        assert_eq!(error.to_string(), "the API server's answer is invalid");
+    }
+}

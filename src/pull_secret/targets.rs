@@ -205,3 +205,189 @@ fn forget(metrics: &Metrics, failing: &mut BTreeSet<Target>, target: &Target) {
     failing.remove(target);
     metrics.secrets_failing(failing.len());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull_secret::error::ApiError;
+    use crate::pull_secret::names::PullSecretArg;
+    use jiff::{SignedDuration, Timestamp};
+
+    const NAMESPACE: &str = "team-a";
+
+    fn secret() -> Target {
+        let PullSecretArg::Exactly(secret) = format!("{NAMESPACE}/ecr-creds").parse().unwrap() else {
+            unreachable!()
+        };
+        Target::Secret(secret)
+    }
+
+    fn at(seconds: u64) -> Now {
+        let wall = Timestamp::UNIX_EPOCH + SignedDuration::try_from(Duration::from_secs(seconds)).unwrap();
+        Now { wall, boot: Duration::from_secs(seconds) }
+    }
+
+    fn failed(error: ApiError) -> SecretDone {
+        SecretDone { target: secret(), result: Err(error.into()) }
+    }
+
+    fn done(effect: Effect, version: &str) -> SecretDone {
+        let ends = BTreeMap::from([("registry.example".to_owned(), Timestamp::UNIX_EPOCH)]);
+        let published = Published { effect, ends, resource_version: Some(version.to_owned()) };
+        SecretDone { target: secret(), result: Ok(Done::Secret(published)) }
+    }
+
+    /// One namespace with one secret, and tokens.
+    struct World {
+        targets: Targets,
+        metrics: Metrics,
+        wanted: Arc<Wanted>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let metrics = Metrics::new().unwrap();
+            let mut world = Self { targets: Targets::new(metrics.clone()), metrics, wanted: Arc::default() };
+            world.set("1");
+            world
+        }
+
+        fn set(&mut self, uid: &str) {
+            let all = BTreeSet::from([secret()]);
+            self.targets.set(&NAMESPACE.parse().unwrap(), Some(&uid.to_owned()), &all);
+        }
+
+        fn start(&mut self, seconds: u64) -> Option<u64> {
+            let namespace = NAMESPACE.parse().unwrap();
+            let delay = self.targets.start(&namespace, &secret(), &self.wanted, at(seconds));
+            delay.map(|delay| delay.as_secs())
+        }
+
+        fn finish(&mut self, uid: &str, done: &SecretDone, seconds: u64) -> Option<u64> {
+            let namespace = NAMESPACE.parse().unwrap();
+            let next = self.targets.finish(&namespace, Some(&uid.to_owned()), done, at(seconds), 1.0);
+            next.map(|delay| delay.as_secs())
+        }
+
+        fn seen(&mut self, version: Option<&str>) {
+            self.targets.seen(&secret(), version.map(str::to_owned));
+        }
+
+        fn shows(&self, line: &str) -> bool {
+            self.metrics.text().lines().any(|it| it == line)
+        }
+    }
+
+    #[test]
+    fn a_secret_is_due_for_new_tokens_and_for_versions_of_other_programs() {
+        let mut world = World::new();
+        assert_eq!(world.start(0), Some(0));
+        assert_eq!(world.start(0), None, "it is being reconciled");
+        assert_eq!(world.finish("1", &done(Effect::Written(WriteReason::Missing), "5"), 0), None);
+        world.seen(Some("5"));
+        assert_eq!(world.start(1), None, "this is the agent's own write");
+        for (seen, effect, left) in [
+            (Some("6"), Effect::Written(WriteReason::Changed), "7"),
+            (None, Effect::Written(WriteReason::Missing), "8"),
+            (Some("9"), Effect::Unchanged, "9"),
+        ] {
+            world.seen(seen);
+            assert_eq!(world.start(2), Some(0), "{seen:?}");
+            assert_eq!(world.start(2), None, "{seen:?}");
+            world.finish("1", &done(effect, left), 2);
+        }
+        assert!(world.shows("ecr_node_agent_pull_secret_repairs_total 2"), "{}", world.metrics.text());
+        world.wanted = Arc::default();
+        assert_eq!(world.start(3), Some(0), "there are new tokens");
+    }
+
+    #[test]
+    fn events_of_the_namespace_do_not_shorten_the_delay_of_a_failed_secret() {
+        let mut world = World::new();
+        world.seen(Some("5"));
+        assert_eq!(world.start(0), Some(0));
+        assert_eq!(world.finish("1", &failed(ApiError::Refused("no".to_owned())), 0), Some(1));
+        assert_eq!(world.start(1), Some(0));
+        assert_eq!(world.finish("1", &failed(ApiError::Refused("no".to_owned())), 1), Some(2));
+        world.set("1");
+        world.seen(Some("5"));
+        assert_eq!(world.start(1), Some(2));
+        // A change of the secret itself may have solved it.
+        world.seen(Some("6"));
+        assert_eq!(world.start(2), Some(0));
+    }
+
+    #[test]
+    fn no_event_shortens_the_time_that_the_api_server_asks_for() {
+        let mut world = World::new();
+        assert_eq!(world.start(0), Some(0));
+        let busy = failed(ApiError::Busy("429".to_owned(), Some(Duration::from_secs(30))));
+        assert_eq!(world.finish("1", &busy, 0), Some(30));
+        world.set("1");
+        world.seen(Some("6"));
+        world.wanted = Arc::default();
+        assert_eq!(world.start(1), Some(29));
+        assert_eq!(world.start(30), Some(0));
+        let for_ever = failed(ApiError::Busy("429".to_owned(), Some(Duration::MAX)));
+        assert_eq!(world.finish("1", &for_ever, 30), Some(300));
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_takes_its_metrics_along_and_a_late_result_does_not_bring_them_back() {
+        for is_created_again in [false, true] {
+            let mut world = World::new();
+            world.start(0);
+            world.finish("1", &failed(ApiError::Conflict), 0);
+            assert!(world.shows("ecr_node_agent_pull_secret_failing 1"));
+            assert_eq!(world.start(10), Some(0));
+            world.targets.forget(&NAMESPACE.parse().unwrap());
+            if is_created_again {
+                world.set("2");
+            }
+            let late = done(Effect::Written(WriteReason::Missing), "5");
+            assert_eq!(world.finish("1", &late, 10), None);
+            let text = world.metrics.text();
+            assert!(
+                !text.contains(NAMESPACE) && world.shows("ecr_node_agent_pull_secret_failing 0"),
+                "{text}"
+            );
+            assert_eq!(world.start(10), is_created_again.then_some(0));
+        }
+    }
+
+    #[test]
+    fn a_namespace_with_another_uid_starts_anew() {
+        let mut world = World::new();
+        world.start(0);
+        world.finish("1", &done(Effect::Written(WriteReason::Missing), "5"), 0);
+        assert!(world.metrics.text().contains(NAMESPACE));
+        world.set("2");
+        assert!(!world.metrics.text().contains(NAMESPACE));
+        assert_eq!(world.start(1), Some(0));
+    }
+
+    #[test]
+    fn a_secret_that_waited_for_its_namespace_is_tried_when_it_comes() {
+        let mut world = World::new();
+        let namespace = NAMESPACE.parse().unwrap();
+        world.targets.forget(&namespace);
+        world.targets.set(&namespace, None, &BTreeSet::from([secret()]));
+        assert_eq!(world.start(0), Some(0));
+        let missing = failed(ApiError::NoNamespace(NAMESPACE.to_owned()));
+        world.targets.finish(&namespace, None, &missing, at(0), 1.0);
+        assert_eq!(world.start(0), Some(1));
+        world.set("1");
+        assert_eq!(world.start(0), Some(0));
+    }
+
+    #[test]
+    fn a_secret_that_no_longer_matches_is_forgotten() {
+        let mut world = World::new();
+        world.start(0);
+        world.finish("1", &failed(ApiError::Conflict), 0);
+        world.targets.set(&NAMESPACE.parse().unwrap(), Some(&"1".to_owned()), &BTreeSet::new());
+        assert!(!world.metrics.text().contains(NAMESPACE));
+        assert!(world.shows("ecr_node_agent_pull_secret_failing 0"));
+        assert!(world.targets.namespaces().is_empty());
+    }
+}

@@ -110,3 +110,73 @@ fn essential<K>(event: Event<PartialObjectMeta<K>>) -> Option<Event<PartialObjec
     });
     is_named.then_some(event)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull_secret::api::request;
+    use futures_util::stream;
+    use k8s_openapi::api::core::v1::Secret;
+    use tokio::time::Instant;
+
+    type Item = watcher::Result<Event<PartialObjectMeta<Secret>>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_delays_of_a_list_that_fails_grow() {
+        // As `kube` emits it: an `Init` before each list.
+        let watch = stream::unfold(false, async |is_list| {
+            let item: Item = if is_list { Err(watcher::Error::NoResourceVersion) } else { Ok(Event::Init) };
+            Some((item, !is_list))
+        });
+        let start = Instant::now();
+        let errors =
+            Box::pin(watch).backoff(WatchBackoff::default()).filter(|item| future::ready(item.is_err()));
+        let times: Vec<_> = errors.take(10).map(|_| start.elapsed()).collect().await;
+        let delays: Vec<_> = times.windows(2).map(|pair| pair[1].abs_diff(pair[0])).collect();
+        assert!(delays[0] < Duration::from_secs(2), "{delays:?}");
+        assert!(delays[8] >= Duration::from_secs(30), "{delays:?}");
+        assert!(delays.is_sorted_by(|a, b| a < b || *a >= Duration::from_secs(30)), "{delays:?}");
+    }
+
+    #[tokio::test]
+    async fn an_object_without_a_name_is_dropped_and_others_keep_what_is_used() {
+        let object = |name: Option<&str>| {
+            let metadata = ObjectMeta {
+                name: name.map(str::to_owned),
+                resource_version: Some("7".to_owned()),
+                annotations: Some([("a".to_owned(), "b".to_owned())].into()),
+                ..ObjectMeta::default()
+            };
+            Event::Apply(PartialObjectMeta::<Secret> { metadata, ..PartialObjectMeta::default() })
+        };
+        let watch = stream::iter([Ok(object(None)), Ok(object(Some("x"))), Ok(Event::InitDone)]);
+        let events: Vec<_> = report(watch, request("watch", "secrets", None, None)).collect().await;
+        let [Event::Apply(object), Event::InitDone] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(object.metadata.name.as_deref(), Some("x"));
+        assert_eq!(object.metadata.resource_version.as_deref(), Some("7"));
+        assert_eq!(object.metadata.annotations, None);
+    }
+
+    #[test]
+    fn a_failure_that_kube_recovers_from_at_once_is_not_reported() {
+        let request = request("", "secrets", None, Some("ecr-creds"));
+        let status = |code| Box::new(kube::core::Status { code, ..kube::core::Status::default() });
+        let api = |code| kube::Error::Api(status(code));
+        let cases = [
+            (watcher::Error::WatchFailed(api(500)), None),
+            (watcher::Error::WatchError(status(410)), None),
+            (watcher::Error::WatchError(status(403)), Some("auth can-i watch secrets/ecr-creds -A")),
+            (watcher::Error::InitialListFailed(api(403)), Some("auth can-i list secrets/ecr-creds -A")),
+            (watcher::Error::WatchStartFailed(api(403)), Some("auth can-i watch secrets/ecr-creds -A")),
+            (watcher::Error::InitialListFailed(api(410)), Some("410")),
+        ];
+        for (error, expected) in cases {
+            let message = meaning(&error, &request).map(|error| error.to_string());
+            let is_expected = match expected {
+                Some(text) => message.as_ref().is_some_and(|message| message.contains(text)),
+                None => message.is_none(),
+            };
+            assert!(is_expected, "{error}: {message:?}");
+        }
+    }
+}
