@@ -108,12 +108,12 @@ fn parse(output: &[u8]) -> Result<Credential, &'static str> {
         status: Option<Credential>,
     }
     // JSON is YAML too.
-    let answer: Answer = serde_saphyr::from_slice(output).map_err(|_| "this is no ExecCredential")?;
+    let answer: Answer = serde_saphyr::from_slice(output).map_err(|_| "it is not an ExecCredential")?;
     let credential = answer.status.ok_or("it has no `status`")?;
     match (&credential.token, &credential.client_certificate_data, &credential.client_key_data) {
         (_, Some(_), None) | (_, None, Some(_)) => Err("it has a certificate without a key, or a key alone"),
         (None, None, None) => Err("it has neither a token nor a certificate"),
-        (Some(token), ..) if !is_token(token) => Err("its token contains characters that no token has"),
+        (Some(token), ..) if !is_token(token) => Err("its token is empty or contains invalid characters"),
         _ => Ok(credential),
     }
 }

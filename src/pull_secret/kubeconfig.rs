@@ -81,10 +81,7 @@ pub(super) fn load() -> Result<(Config, String), ConfigError> {
     // `kube` would abort the program.
     if user.token.as_ref().is_some_and(|token| !is_token(token)) {
         let origin = user.token_file.clone().unwrap_or(origin);
-        return Err(ConfigError::invalid(
-            origin,
-            "the token is empty or contains characters that no token has",
-        ));
+        return Err(ConfigError::invalid(origin, "the token is empty or contains invalid characters"));
     }
     Ok((config, origin))
 }
@@ -149,7 +146,7 @@ fn from_kubeconfig(list: Option<OsString>) -> Result<(Config, String), ConfigErr
     let mut config = Config::try_from(kubeconfig).map_err(|error| in_file(error, Path::new(&origin)))?;
     // `kube` aborts the program on a request to an address that is not complete.
     if config.cluster_url.scheme().is_none() || config.cluster_url.authority().is_none() {
-        return Err(ConfigError::invalid(origin, "the cluster's `server` is no URL"));
+        return Err(ConfigError::invalid(origin, "the cluster's `server` is not a valid URL"));
     }
     // `kube` compares `NO_PROXY` with the address of the proxy, so the choice is made here.
     if !has_own_proxy {

@@ -12,13 +12,13 @@ use std::str::FromStr;
 pub enum ParseNameError {
     #[error("expected NAMESPACE/NAME, for example `default/ecr-creds`")]
     Shape,
-    #[error("`{}` is no namespace: use lower-case letters, digits and inner `-`, 63 at most", .0.escape_debug())]
+    #[error("`{}` is not a valid namespace: use lower-case letters, digits and inner `-`, 63 at most", .0.escape_debug())]
     Namespace(String),
-    #[error("`{}` matches no namespace: use lower-case letters, digits, `-`, `*` and `?`", .0.escape_debug())]
+    #[error("`{}` cannot match a namespace: use lower-case letters, digits, `-`, `*` and `?`", .0.escape_debug())]
     Glob(String),
-    #[error("`{}` is no name: use lower-case letters, digits, inner `-` and `.`, 253 at most", .0.escape_debug())]
+    #[error("`{}` is not a valid name: use lower-case letters, digits, inner `-` and `.`, 253 at most", .0.escape_debug())]
     Name(String),
-    #[error("`{}` is no label: expected KEY=VALUE, for example `ecr-creds=enabled`", .0.escape_debug())]
+    #[error("`{}` is not a valid label: expected KEY=VALUE, for example `ecr-creds=enabled`", .0.escape_debug())]
     Label(String),
 }
 

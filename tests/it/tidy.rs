@@ -35,7 +35,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 12] = [
+const PURE: [&str; 14] = [
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",
@@ -48,6 +48,8 @@ const PURE: [&str; 12] = [
     "src/inspect/registry/challenge.rs",
     "src/inspect/registry/answer.rs",
     "src/pull_secret/names.rs",
+    "src/pull_secret/reconcile.rs",
+    "src/pull_secret/schedule.rs",
 ];
 /// What would be I/O, a clock or chance.
 const IMPURE: [&str; 10] = [

@@ -264,7 +264,10 @@ fn no_part_of_a_damaged_kubeconfig_is_shown() {
         (kubeconfig("token: SECRETPASSWORD\n   bad: ["), "/kubeconfig: line "),
         (kubeconfig("token: [SECRETPASSWORD]"), "/kubeconfig: line 11 cannot be parsed"),
         (kubeconfig("SECRETPASSWORD"), "/kubeconfig: line "),
-        (kubeconfig("token: \"SECRETPASSWORD\\nand more\""), "contains characters that no token has"),
+        (
+            kubeconfig("token: \"SECRETPASSWORD\\nand more\""),
+            "the token is empty or contains invalid characters",
+        ),
         (
             kubeconfig("client-certificate-data: SECRETPASSWORD\n    client-key-data: SECRETPASSWORD"),
             "client",
