@@ -321,6 +321,12 @@ fn watch_namespaces(context: &Arc<Context>, mut writer: Writer<NamespaceMeta>) -
     let named: BTreeSet<Namespace> =
         context.secrets.named.iter().map(|secret| secret.namespace.clone()).collect();
     let changes = namespace_events(&context, &named).flat_map(move |event| {
+        // The store needs no other labels.
+        let event = event.modify(|namespace| {
+            let labels = namespace.metadata.labels.take().into_iter().flatten();
+            namespace.metadata.labels =
+                Some(labels.filter(|(key, _)| context.secrets.uses_label(key)).collect());
+        });
         stream::iter(match event {
             Event::Init => {
                 writer.apply_watcher_event(&event);

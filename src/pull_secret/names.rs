@@ -166,6 +166,14 @@ impl PullSecrets {
         self.named.is_empty() && self.found.is_empty()
     }
 
+    /// Whether a label of this key finds namespaces.
+    #[must_use]
+    pub fn uses_label(&self, key: &str) -> bool {
+        self.found
+            .iter()
+            .any(|(selector, _)| matches!(selector, NamespaceSelector::Label(label) if label.key == key))
+    }
+
     /// The secrets to keep in a namespace.
     #[must_use]
     pub fn in_namespace(

@@ -48,10 +48,18 @@ impl TargetState {
 }
 
 /// A namespace, and its targets.
+#[derive(Default)]
 struct NamespaceState {
     /// Tells a namespace from an earlier one of the same name; `None` if it does not exist.
     uid: Option<String>,
-    targets: BTreeMap<Target, TargetState>,
+    /// One or a few: a map would take ten times as much memory.
+    targets: Vec<(Target, TargetState)>,
+}
+
+impl NamespaceState {
+    fn target(&mut self, target: &Target) -> Option<&mut TargetState> {
+        self.targets.iter_mut().find(|(it, _)| it == target).map(|(_, state)| state)
+    }
 }
 
 /// All targets, by namespace.
@@ -81,28 +89,30 @@ impl Targets {
         if targets.is_empty() {
             return;
         }
-        let state = NamespaceState { uid: None, targets: BTreeMap::new() };
-        let state = self.namespaces.entry(namespace.clone()).or_insert(state);
+        let state = self.namespaces.entry(namespace.clone()).or_default();
+        let mut before = std::mem::take(&mut state.targets);
         if state.uid.is_none() && uid.is_some() {
             state.uid = uid.cloned();
             // What has failed may have waited for the namespace.
-            for (_, state) in state.targets.iter_mut().filter(|(target, _)| self.failing.contains(target)) {
+            for (_, state) in before.iter_mut().filter(|(target, _)| self.failing.contains(target)) {
                 *state = TargetState::default();
             }
         }
-        let others = state.targets.extract_if(.., |target, _| !targets.contains(target));
-        for (target, _) in others {
-            forget(&self.metrics, &mut self.failing, &target);
-        }
+        state.targets.reserve_exact(targets.len());
         for target in targets {
-            state.targets.entry(target.clone()).or_default();
+            let place = before.iter().position(|(it, _)| it == target);
+            let kept = place.map(|place| before.swap_remove(place));
+            state.targets.push(kept.unwrap_or_else(|| (target.clone(), TargetState::default())));
+        }
+        for (target, _) in before {
+            forget(&self.metrics, &mut self.failing, &target);
         }
     }
 
     /// Forgets a namespace that is gone, or is being terminated.
     pub(super) fn forget(&mut self, namespace: &Namespace) {
         let state = self.namespaces.remove(namespace);
-        for target in state.iter().flat_map(|state| state.targets.keys()) {
+        for (target, _) in state.iter().flat_map(|state| &state.targets) {
             forget(&self.metrics, &mut self.failing, target);
         }
     }
@@ -110,7 +120,7 @@ impl Targets {
     /// The watch of a target has seen this version of it.
     pub(super) fn seen(&mut self, target: &Target, version: Version) {
         let namespace = target.namespace().and_then(|namespace| self.namespaces.get_mut(namespace));
-        if let Some(state) = namespace.and_then(|namespace| namespace.targets.get_mut(target)) {
+        if let Some(state) = namespace.and_then(|namespace| namespace.target(target)) {
             state.seen = Some(version);
         }
     }
@@ -123,7 +133,7 @@ impl Targets {
         wanted: &Arc<Wanted>,
         now: Now,
     ) -> Option<Duration> {
-        let state = self.namespaces.get_mut(namespace)?.targets.get_mut(target)?;
+        let state = self.namespaces.get_mut(namespace)?.target(target)?;
         let is_new = state.tokens.as_ref().is_none_or(|tokens| !Arc::ptr_eq(tokens, wanted));
         // A service account holds no token.
         if state.tokens.is_none() || (is_new && matches!(target, Target::Secret(_))) {
@@ -151,7 +161,7 @@ impl Targets {
         random: f64,
     ) -> Option<Duration> {
         let of = self.namespaces.get_mut(namespace).filter(|of| of.uid.as_ref() == uid)?;
-        let state = of.targets.get_mut(&done.target)?;
+        let state = of.target(&done.target)?;
         done.log();
         done.count(&self.metrics);
         let result = match &done.result {
