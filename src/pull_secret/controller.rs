@@ -321,8 +321,9 @@ fn watch_namespaces(context: &Arc<Context>, mut writer: Writer<NamespaceMeta>) -
     let named: BTreeSet<Namespace> =
         context.secrets.named.iter().map(|secret| secret.namespace.clone()).collect();
     let changes = namespace_events(&context, &named).flat_map(move |event| {
-        // The store needs no other labels.
+        // The store keeps what is used.
         let event = event.modify(|namespace| {
+            namespace.metadata.resource_version = None;
             let labels = namespace.metadata.labels.take().into_iter().flatten();
             namespace.metadata.labels =
                 Some(labels.filter(|(key, _)| context.secrets.uses_label(key)).collect());
