@@ -4,7 +4,8 @@ use crate::auth_file::AuthFile;
 use crate::docker_config::image::Image;
 use crate::docker_config::search::Kubelet;
 use crate::ecr::client::Identity;
-use crate::ecr::http::Trust;
+use crate::ecr::environment::Environment;
+use crate::ecr::http::trust::Trust;
 use crate::ecr::registry::{Registry, RoleArn};
 use crate::events::PodRef;
 use crate::pull_secret::names::PullSecrets;
@@ -115,6 +116,8 @@ pub struct DaemonSettings {
 pub struct Verify {
     /// The certificate authorities to trust.
     pub trust: Trust,
+    /// The variables that name proxies.
+    pub environment: Environment,
     /// Whether to ask without TLS.
     pub plain_http: bool,
 }

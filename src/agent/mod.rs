@@ -37,6 +37,7 @@ use sources::{AttemptResult, Sources};
 use state_file::StateFile;
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -85,8 +86,11 @@ pub async fn run(settings: Settings, daemon: DaemonSettings) -> ExitStatus {
 async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus, Box<dyn Error>> {
     // First of all: process 1 of a container gets only the signals that it has a handler for.
     let mut signals = Signals::listen()?;
-    let identity = settings.identity.clone();
-    if let Err(error) = tokio::task::spawn_blocking(move || Ecr::new(identity)).await? {
+    let ecr = match Ecr::new(settings.identity.clone()) {
+        Ok(ecr) => ecr,
+        Err(error) => return Ok(failed(&error, ExitStatus::Usage)),
+    };
+    if let Err(error) = ecr.check().await {
         return Ok(failed(&error, ExitStatus::Usage));
     }
     let timer = Timer::new()?;
@@ -181,9 +185,9 @@ fn watched(settings: &Settings, daemon: &DaemonSettings) -> Vec<(Subject, Vec<Wa
     let file = |(number, file): (usize, &crate::auth_file::AuthFile)| {
         (Subject::AuthFile(number), vec![WatchedPath::File(file.path.clone())])
     };
-    let directory = settings.identity.credentials_dir.iter().cloned().map(WatchedPath::Directory);
+    let directory = settings.identity.directory().map(Path::to_owned).map(WatchedPath::Directory);
     let files = daemon.credential_files.iter().cloned().map(WatchedPath::File);
-    let credentials = (Subject::Credentials, directory.chain(files).collect());
+    let credentials = (Subject::Credentials, directory.into_iter().chain(files).collect());
     settings.auth_files.iter().enumerate().map(file).chain([credentials]).collect()
 }
 

@@ -306,7 +306,7 @@ mod tests {
     }
 
     fn denied() -> Refusal {
-        Refusal::NoCredentials { tried: String::new(), remedy: "", passing: false }
+        Refusal::NoCredentials { reason: String::new(), passing: false }
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn a_set_clock_hurries_only_what_the_clock_may_have_caused() {
         for (refusal, hurried) in
-            [(denied(), false), (Refusal::Clock { said: String::new(), ahead: None }, true)]
+            [(denied(), false), (Refusal::Clock { reason: String::new(), ahead: None }, true)]
         {
             let mut state = private(None);
             for round in 0..5 {

@@ -307,5 +307,5 @@ impl Sources {
 /// Runs an attempt, and turns a panic inside of it (in a dependency) into a failed attempt.
 async fn contained<T>(attempt: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
     let ended = AssertUnwindSafe(Box::pin(attempt)).catch_unwind().await;
-    ended.unwrap_or_else(|_| Err(Refusal::Settings { said: "the attempt ended with a panic".to_owned() }))
+    ended.unwrap_or_else(|_| Err(Refusal::Internal { reason: "the attempt ended with a panic".to_owned() }))
 }

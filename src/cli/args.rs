@@ -31,7 +31,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-AWS credentials come from --aws-credentials-dir, or else from the AWS SDK's chain: environment, shared profile, web \
+AWS credentials come from --aws-credentials-dir, or else from the first of these that is configured: environment, shared profile, web \
 identity (IRSA), container credentials (EKS Pod Identity, ECS), instance metadata. AWS_ENDPOINT_URL_ECR, \
 AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR \
 mean what they mean to other programs.
@@ -176,7 +176,7 @@ pub(super) struct RegistryArgs {
 /// Whom ECR is asked as.
 #[derive(Debug, Args)]
 pub(super) struct AwsArgs {
-    /// Region of the default registry. [default: the AWS SDK's chain]
+    /// Region of the default registry. [default: the configured region]
     #[arg(long, value_name = "REGION", env = "ECR_NODE_AGENT_REGION", hide_env_values = true)]
     pub(super) region: Option<Maybe<Region>>,
 
@@ -185,7 +185,7 @@ pub(super) struct AwsArgs {
     pub(super) role_arn: Option<Maybe<RoleArn>>,
 
     /// Mounted Secret with the files `aws_access_key_id`, `aws_secret_access_key` and, if there is one,
-    /// `aws_session_token`; read anew at every refresh. [default: the AWS SDK's chain]
+    /// `aws_session_token`; read anew at every refresh. [default: the source that is configured]
     #[arg(long, value_name = "DIR", env = "ECR_NODE_AGENT_AWS_CREDENTIALS_DIR", hide_env_values = true)]
     pub(super) aws_credentials_dir: Option<Maybe<PathBuf>>,
 }

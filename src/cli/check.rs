@@ -9,7 +9,7 @@ use super::manual;
 use super::value::Listed;
 use crate::auth_file::AuthFile;
 use crate::docker_config::search::Kubelet;
-use crate::ecr::client::Identity;
+use crate::ecr::client::{CredentialSource, Identity, LastUsed};
 use crate::ecr::registry::Registry;
 use crate::pull_secret::names::{Name, NamespaceSelector, PullSecretArg, PullSecrets};
 use crate::settings::{Command, DEFAULT_AUTH_FILE, DaemonSettings, RefreshPolicy, Settings, Verify};
@@ -81,17 +81,21 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
     let (auth_files, pull_secrets) = targets(found, args.files, args.secrets, service_accounts)?;
     let is_endless = args.schedule.interval.is_zero();
     let policy = policy(args.schedule)?;
-    aws::check_endpoints()?;
+    let environment = aws::environment();
+    aws::check(&environment)?;
     let credentials_dir = args.aws.aws_credentials_dir.and_then(|maybe| maybe.0);
     absolute("--aws-credentials-dir", credentials_dir.as_ref())?;
     let state_file = args.state.state_file.0;
     absolute("--state-file", state_file.as_ref())?;
     let identity = Identity {
         region: args.aws.region.and_then(|maybe| maybe.0),
-        credentials_dir,
-        trust: aws::trust(),
+        source: credentials_dir.map_or(CredentialSource::Configured, CredentialSource::Directory),
+        trust: aws::trust(&environment),
+        environment,
         session_name: aws::session_name(),
+        last_used: LastUsed::default(),
     };
+    let credential_files = identity.files();
     let dry_run = args.dry_run.dry_run;
     let settings = Settings {
         auth_files,
@@ -114,7 +118,7 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
     let daemon = DaemonSettings {
         policy,
         listen: args.listen.and_then(|maybe| maybe.0),
-        credential_files: aws::credential_files(),
+        credential_files,
         state_file,
         event_pod: args.event_pod.and_then(|maybe| maybe.0),
     };
@@ -133,7 +137,12 @@ fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), Us
     absolute("--kubelet-home", home.as_ref())?;
     absolute("--kubelet-working-dir", Some(&working_dir))?;
     let kubelet = Kubelet { auth_file, working_dir, home };
-    let verify = args.verify.then(|| Verify { trust: aws::trust(), plain_http: args.plain_http });
+    let environment = aws::environment();
+    let verify = args.verify.then(|| Verify {
+        trust: aws::trust(&environment),
+        environment,
+        plain_http: args.plain_http,
+    });
     let (auth_file, images, output) = (file.path, args.images, args.output.output);
     Ok((Command::Explain { kubelet, auth_file, images, output, verify }, args.log))
 }

@@ -1,5 +1,6 @@
 //! Options that contradict each other, or that cannot work.
 
+use super::aws::VariableError;
 use crate::time::cron::ParseScheduleError;
 use std::path::PathBuf;
 
@@ -8,8 +9,8 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum UsageError {
-    #[error("{variable} is {problem}: expected a URL such as `https://HOST`")]
-    Endpoint { variable: &'static str, problem: &'static str },
+    #[error(transparent)]
+    Variable(#[from] VariableError),
     #[error(
         "{option} takes one value; repeat the option for more, or separate them by spaces in its variable"
     )]

@@ -4,7 +4,7 @@ mod files;
 mod once;
 
 use crate::agent;
-use crate::ecr::http::{Registries, TrustError};
+use crate::ecr::http::registries::{Registries, SetupError};
 use crate::inspect::visibility::Visibility;
 use crate::inspect::{explain, explain_text, status_text};
 use crate::report::exit::{ExitStatus, failed};
@@ -42,9 +42,9 @@ pub fn run(command: Command) -> ExitStatus {
             let search = explain::look(&kubelet, &auth_file, &Visibility::of_this_process());
             let mut explanation = explain::explain(kubelet, search, images, now);
             let verified = verify.map_or(Ok(()), |verify| {
-                let http = Registries::new(&verify.trust)?;
+                let http = Registries::new(&verify.trust, &verify.environment)?;
                 runtime.block_on(explain::verify(&mut explanation, &http, verify.plain_http));
-                Ok::<_, TrustError>(())
+                Ok::<_, SetupError>(())
             });
             match verified {
                 Ok(()) => explain_text::print(&explanation, output, now),

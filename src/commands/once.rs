@@ -28,12 +28,14 @@ const FILES: Duration = Duration::from_secs(15);
 
 /// Runs one round to its end.
 pub(super) async fn run(settings: &Settings) -> ExitStatus {
-    let identity = settings.identity.clone();
-    match tokio::task::spawn_blocking(move || Ecr::new(identity)).await {
-        Err(error) => failed(&error, ExitStatus::Unexpected),
-        Ok(Err(error)) => failed(&error, ExitStatus::Usage),
-        Ok(Ok(ecr)) => super::finished(&refresh(settings, Arc::new(ecr)).await, settings.dry_run),
+    let ecr = match Ecr::new(settings.identity.clone()) {
+        Ok(ecr) => ecr,
+        Err(error) => return failed(&error, ExitStatus::Usage),
+    };
+    if let Err(error) = ecr.check().await {
+        return failed(&error, ExitStatus::Usage);
     }
+    super::finished(&refresh(settings, Arc::new(ecr)).await, settings.dry_run)
 }
 
 /// One round. What may succeed later is tried again until `settings.timeout` is over.
@@ -42,7 +44,7 @@ async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     let mut round = Round::default();
     let store = TokenStore::new(settings);
     let unanswered =
-        Refusal::NoRegion { said: " (nothing answered within --timeout)".to_owned(), passing: true };
+        Refusal::NoRegion { reason: "nothing answered within --timeout".to_owned(), passing: true };
     let requests = match until(deadline, unanswered, || store.requests(&ecr)).await {
         Ok(requests) => requests,
         Err(refusal) => {
@@ -77,8 +79,7 @@ async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
 async fn fetch(requests: &[TokenRequest], ecr: Arc<Ecr>, deadline: Instant) -> Vec<(Option<Token>, Fetched)> {
     let region = requests.first().map(|request| &request.source.region);
     let unanswered = Refusal::NoCredentials {
-        tried: "the source that was asked did not answer within --timeout".to_owned(),
-        remedy: "",
+        reason: "the source that was asked did not answer within --timeout".to_owned(),
         passing: true,
     };
     let caller = match until(deadline, unanswered, || ecr.caller(region)).await {
@@ -99,7 +100,7 @@ async fn fetch(requests: &[TokenRequest], ecr: Arc<Ecr>, deadline: Instant) -> V
         let (ecr, caller) = (Arc::clone(&ecr), caller.clone());
         tasks.spawn(async move {
             let start = Instant::now();
-            let unanswered = Refusal::Unavailable { said: "nothing came within --timeout".to_owned() };
+            let unanswered = Refusal::Unavailable { reason: "nothing came within --timeout".to_owned() };
             let attempt = || Box::pin(fetch_as(&ecr, &request, &caller));
             let token = until(deadline, unanswered, attempt).await;
             let result = token.as_ref().map(|token| token.expires_at).map_err(Clone::clone);

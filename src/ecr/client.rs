@@ -1,85 +1,137 @@
-//! The calls to AWS: a role to assume, a token to fetch. One call, one answer; who calls again is not decided here.
+//! The calls to AWS of one attempt: the region, the caller's credentials, a token.
+//!
+//! Each is tried once; the caller decides about another attempt. A panic in a dependency fails the attempt only.
 
-use super::credentials::{self, timeouts};
-use super::http::{Http, Trust, TrustError};
-use super::refusal::{Ago, AnswerError, Refusal, first_line, refusal};
-use super::registry::{Endpoint, Region, RoleArn, TokenSource, host_of_proxy_endpoint};
-use super::token::{AuthorizationToken, Token};
+use super::config::{self, Config, Metadata, Service};
+use super::credentials::{self, Context, Obtained, directory, metadata, source, sts};
+use super::environment::Environment;
+use super::files::Reader;
+use super::http::Http;
+use super::http::proxy::{Proxies, ProxyError};
+use super::http::trust::{Trust, TrustError};
+use super::refusal::{AnswerError, Refusal};
+use super::registry::{Endpoint, Region, TokenSource, host_of_proxy_endpoint, is_registry_in};
+use super::sdk::sdk_config;
+use super::sdk_error::{Call, refusal};
+use super::token::{AuthorizationToken, Token, expiry};
+use crate::report::redact::redact;
 use crate::time::clock;
-use aws_config::{BehaviorVersion, SdkConfig};
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_smithy_types::retry::RetryConfig;
-use aws_types::service_config::ServiceConfigKey;
-use jiff::Timestamp;
+use futures_util::FutureExt as _;
+use jiff::{Timestamp, Unit};
 use secrecy::SecretString;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
 
 const GET_TOKEN: &str = "ecr:GetAuthorizationToken on \"*\"";
 const GET_PUBLIC_TOKEN: &str = "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken on \"*\"";
+/// Credentials that change during an attempt are worth another one at once, but not for ever.
+const MOST_ATTEMPTS: usize = 3;
+/// The longest wrong value that is shown.
+const LONGEST: usize = 100;
 
-/// Who asks, and from where.
+/// The AWS identity, and how AWS is reached.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The region of the default registry; the SDK's chain where there is none.
+    /// The region of the default registry; `None` for the one that the environment, the profile or the instance names.
     pub region: Option<Region>,
-    /// A mounted Secret with credentials; the SDK's chain where there is none.
-    pub credentials_dir: Option<PathBuf>,
-    /// Whose certificates to accept.
+    /// Where credentials come from.
+    pub source: CredentialSource,
+    /// The environment variables that concern AWS and the network.
+    pub environment: Environment,
+    /// Which certificate authorities are trusted.
     pub trust: Trust,
-    /// What a role session is called, so that CloudTrail tells which node asked.
+    /// How a role session is called, so that CloudTrail tells which node asked.
     pub session_name: String,
+    /// Which identity each token source used last.
+    pub last_used: LastUsed,
 }
 
-/// The caller's credentials, good for the calls of one refresh.
-#[derive(Clone)]
-pub struct Caller(Credentials);
+/// Where credentials come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// The source that the environment and the shared files configure.
+    Configured,
+    /// A mounted Secret: `--aws-credentials-dir`.
+    Directory(PathBuf),
+}
 
-/// AWS, as far as a refresh needs it.
+/// Which identity each token source used last, so that a change is logged once. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct LastUsed(Arc<Mutex<BTreeMap<TokenSource, String>>>);
+
+/// The caller's credentials, good for the calls of one attempt.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    obtained: Obtained,
+    config: Arc<Config>,
+    /// What the files held that the credentials come from.
+    reader: Arc<Reader>,
+}
+
+/// AWS, for one attempt.
 #[derive(Debug)]
 pub struct Ecr {
     identity: Identity,
-    http: Http,
+    proxies: Proxies,
+    http: OnceCell<Http>,
+}
+
+impl Identity {
+    /// The mounted Secret that credentials come from, if they come from one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.source {
+            CredentialSource::Directory(directory) => Some(directory),
+            CredentialSource::Configured => None,
+        }
+    }
+
+    /// The files that credentials may come from, as far as they are known before one is read. They need not exist.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let tokens = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+        let tokens = tokens.iter().filter_map(|variable| self.environment.path(variable));
+        let shared = config::load::shared_files(&self.environment).into_iter().map(|file| file.path);
+        shared.chain(tokens).filter(|path| path.is_absolute()).collect()
+    }
 }
 
 impl Ecr {
-    /// Makes ready to ask; asks nothing yet.
+    /// Gets ready to ask; neither AWS nor a file is asked yet.
     ///
     /// # Errors
-    /// When the certificates to trust cannot be read.
-    pub fn new(identity: Identity) -> Result<Self, TrustError> {
-        let http = Http::new(&identity.trust)?;
-        Ok(Self { identity, http })
+    /// When a variable names a proxy that is none.
+    pub fn new(identity: Identity) -> Result<Self, ProxyError> {
+        let proxies = Proxies::new(&identity.environment)?;
+        Ok(Self { identity, proxies, http: OnceCell::new() })
+    }
+
+    /// Reads the certificates to trust, so that a wrong file is known before AWS is asked.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn check(&self) -> Result<(), TrustError> {
+        self.load_http().await.map(|_| ())
     }
 
     /// The region of the default registry.
     ///
     /// # Errors
-    /// When none is given, and the SDK's chain names none.
+    /// When none is configured, and the metadata service names none.
     pub async fn default_region(&self) -> Result<Region, Refusal> {
-        match &self.identity.region {
-            Some(region) => Ok(region.clone()),
-            None => credentials::region(&self.http).await,
-        }
+        contained("finding the region", Box::pin(self.find_region())).await
     }
 
-    /// Finds the caller's credentials. `region` is where STS is asked, if it must be.
+    /// Gets the caller's credentials. `region` is where STS is asked if this node is configured for no region.
     ///
     /// # Errors
-    /// When there are none, or they are refused.
+    /// When the source that is configured has none, or AWS refuses them.
     pub async fn caller(&self, region: Option<&Region>) -> Result<Caller, Refusal> {
-        let directory = self.identity.credentials_dir.as_deref();
-        let home = self.home_region().await?;
-        credentials::resolve(&self.http, directory, home.as_ref().or(region), clock::now()).await.map(Caller)
-    }
-
-    /// The region that this node is configured for, where STS is asked: that of a registry may be one whose STS is
-    /// switched off, or out of reach.
-    async fn home_region(&self) -> Result<Option<Region>, Refusal> {
-        match &self.identity.region {
-            Some(region) => Ok(Some(region.clone())),
-            None => credentials::configured_region(&self.http).await,
-        }
+        contained("getting credentials", Box::pin(self.obtain(region))).await
     }
 
     /// Fetches one token, after assuming the source's role if it has one.
@@ -87,141 +139,199 @@ impl Ecr {
     /// # Errors
     /// When there is no token that the kubelet could use from now on.
     pub async fn token(&self, source: &TokenSource, caller: &Caller) -> Result<Token, Refusal> {
-        let mut credentials = caller.0.clone();
-        if let Some(role) = &source.role {
-            let home = self.home_region().await?;
-            let config = self.sdk_config(home.as_ref().unwrap_or(&source.region), credentials).await;
-            credentials = self.assume(role, &config).await?;
+        contained("fetching a token", Box::pin(self.fetch(source, caller))).await
+    }
+
+    async fn load_http(&self) -> Result<&Http, TrustError> {
+        self.http.get_or_try_init(|| Http::load(&self.identity.trust, self.proxies.clone())).await
+    }
+
+    async fn http(&self) -> Result<&Http, Refusal> {
+        self.load_http().await.map_err(|error| Refusal::settings(&error))
+    }
+
+    async fn find_region(&self) -> Result<Region, Refusal> {
+        if let Some(region) = &self.identity.region {
+            return Ok(region.clone());
         }
-        let config = self.sdk_config(&source.region, credentials).await;
-        let token = match source.endpoint {
-            Endpoint::Private { fips, dual_stack } => private_token(&config, fips, dual_stack).await,
-            Endpoint::Public => public_token(&config).await,
-        };
-        token.map_err(|refusal| match refusal {
-            // Whether the name is wrong or the network is not up yet, the resolver does not say.
-            Refusal::Unavailable { said } if said.contains("dns error") => {
-                Refusal::Unavailable { said: format!("{said} (is `{}` a region of AWS's?)", source.region) }
+        let config = config::load::load(&self.identity.environment, &Reader::default()).await?;
+        if let Some(region) = config.region()? {
+            return Ok(region);
+        }
+        let unset = "--region, AWS_REGION and `region` in the profile are not set";
+        let none = |reason, passing| Refusal::NoRegion { reason, passing };
+        let url = match config.metadata()? {
+            Metadata::At(url) => url,
+            Metadata::Disabled(variable) => {
+                let reason = format!(
+                    "{unset}, and {variable} switches off the instance metadata service: give --region"
+                );
+                return Err(none(reason, false));
             }
-            refusal => refusal,
+        };
+        let region = metadata::region(self.http().await?, &url).await.map_err(|error| {
+            let reason = format!("{unset}, and the instance metadata service: {error}: give --region");
+            none(reason, error.is_passing())
+        })?;
+        region.parse().map_err(|_| {
+            let shown = redact(&region, LONGEST);
+            none(format!("{unset}, and the instance metadata service names `{shown}`, which is none"), false)
         })
     }
 
-    async fn assume(&self, role: &RoleArn, config: &SdkConfig) -> Result<Credentials, Refusal> {
-        own_endpoint(config, "sts")?;
-        let call = aws_sdk_sts::Client::new(config).assume_role();
-        let answer = call.role_arn(role.as_str()).role_session_name(&self.identity.session_name).send().await;
-        let needs = format!("sts:AssumeRole on {role}, whose trust policy must allow it too");
-        let answer = answer.map_err(|error| refusal(&error, &needs, clock::now()))?;
-        let role = answer.credentials.ok_or(AnswerError::NoRoleCredentials)?;
-        let token = Some(role.session_token);
-        credentials::checked(Credentials::new(
-            role.access_key_id,
-            role.secret_access_key,
-            token,
-            None,
-            "role",
-        ))
+    async fn obtain(&self, region: Option<&Region>) -> Result<Caller, Refusal> {
+        let mut attempts = 1;
+        loop {
+            let reader = Arc::new(Reader::default());
+            match self.obtain_once(region, &reader).await {
+                Err(refusal)
+                    if refusal.is_about_the_caller()
+                        && attempts < MOST_ATTEMPTS
+                        && reader.has_changed().await =>
+                {
+                    attempts += 1;
+                    info!(error = %refusal, "the credentials have changed meanwhile, and are used at once");
+                }
+                result => return result,
+            }
+        }
     }
 
-    async fn sdk_config(&self, region: &Region, credentials: Credentials) -> SdkConfig {
-        aws_config::defaults(BehaviorVersion::latest())
-            .http_client(self.http.for_apis())
-            .region(aws_config::Region::new(region.as_str().to_owned()))
-            .credentials_provider(SharedCredentialsProvider::new(credentials))
-            // Ours is the only loop that tries again.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts())
-            .load()
-            .await
+    async fn obtain_once(&self, region: Option<&Region>, reader: &Arc<Reader>) -> Result<Caller, Refusal> {
+        let config = Arc::new(config::load::load(&self.identity.environment, reader).await?);
+        let obtained = match &self.identity.source {
+            CredentialSource::Directory(directory) => directory::read(directory, reader).await?,
+            CredentialSource::Configured => {
+                let source = source::choose(&config)?;
+                let home = self.home_region(&config)?;
+                let context = self.context(&config, reader, home.as_ref().or(region)).await?;
+                credentials::obtain(context, &source).await?
+            }
+        };
+        Ok(Caller { obtained, config, reader: Arc::clone(reader) })
+    }
+
+    /// The region that this node is configured for, where STS is asked: the region of a registry may be one whose STS is
+    /// switched off, or out of reach.
+    fn home_region(&self, config: &Config) -> Result<Option<Region>, Refusal> {
+        match &self.identity.region {
+            Some(region) => Ok(Some(region.clone())),
+            None => Ok(config.region()?),
+        }
+    }
+
+    async fn context<'a>(
+        &'a self,
+        config: &'a Config,
+        reader: &'a Reader,
+        region: Option<&'a Region>,
+    ) -> Result<Context<'a>, Refusal> {
+        let http = self.http().await?;
+        Ok(Context { config, http, reader, region, session_name: &self.identity.session_name })
+    }
+
+    async fn fetch(&self, source: &TokenSource, caller: &Caller) -> Result<Token, Refusal> {
+        let result = self.fetch_once(source, caller).await;
+        match &result {
+            Err(refusal) if refusal.is_about_the_caller() && caller.reader.has_changed().await => {
+                info!(error = %refusal, "the credentials have changed meanwhile, and are used at once");
+                let caller = self.obtain(Some(&source.region)).await?;
+                self.fetch_once(source, &caller).await
+            }
+            _ => result,
+        }
+    }
+
+    async fn fetch_once(&self, source: &TokenSource, caller: &Caller) -> Result<Token, Refusal> {
+        let config = &caller.config;
+        let mut obtained = caller.obtained.clone();
+        if let Some(role) = &source.role {
+            let home = self.home_region(config)?;
+            let region = home.as_ref().unwrap_or(&source.region);
+            let context = self.context(config, &caller.reader, Some(region)).await?;
+            obtained = sts::assume(context, role, None, None, &obtained).await?;
+        }
+        let http = self.http().await?;
+        let token = match source.endpoint {
+            Endpoint::Private { fips, dual_stack } => {
+                private_token(http, config, &source.region, &obtained, (fips, dual_stack)).await
+            }
+            Endpoint::Public => public_token(http, config, &source.region, &obtained).await,
+        }?;
+        self.identity.last_used.note(source, &obtained);
+        Ok(token)
     }
 }
 
-async fn private_token(config: &SdkConfig, fips: bool, dual_stack: bool) -> Result<Token, Refusal> {
-    let mut ecr = aws_sdk_ecr::config::Builder::from(config);
-    // An endpoint of the user's own is asked as it is: the SDK refuses it together with these.
-    if own_endpoint(config, "ecr")?.is_none() {
-        ecr.set_use_fips(fips.then_some(true).or(config.use_fips()));
-        ecr.set_use_dual_stack(dual_stack.then_some(true).or(config.use_dual_stack()));
+impl LastUsed {
+    /// Logs an identity that is another one than the last one.
+    fn note(&self, source: &TokenSource, obtained: &Obtained) {
+        let identity = obtained.to_string();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.get(source) != Some(&identity) {
+            info!(source = %source, %identity, "AWS credentials in use");
+            last.insert(source.clone(), identity);
+        }
     }
-    let answer = aws_sdk_ecr::Client::from_conf(ecr.build()).get_authorization_token().send().await;
+}
+
+/// Does some work, in which a panic is an error like any other.
+async fn contained<T>(what: &str, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let failed = |_| Err(Refusal::Internal { reason: format!("{what} failed on an unexpected input") });
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(failed)
+}
+
+async fn private_token(
+    http: &Http,
+    config: &Config,
+    region: &Region,
+    obtained: &Obtained,
+    needs: (bool, bool),
+) -> Result<Token, Refusal> {
+    let credentials = Some(obtained.credentials.clone());
+    let (sdk, service) = sdk_config(http, config, Service::Ecr, region, credentials, needs)?;
+    let answer = aws_sdk_ecr::Client::new(&sdk).get_authorization_token().send().await;
     let now = clock::now();
-    let answer = answer.map_err(|error| refusal(&error, GET_TOKEN, now))?;
+    let call = Call { service: &service, needs: GET_TOKEN };
+    let answer = answer.map_err(|error| refusal(&error, &call, now))?;
     let data = answer.authorization_data.unwrap_or_default().into_iter().next().ok_or(AnswerError::NoData)?;
     let registry = data.proxy_endpoint.as_deref().and_then(host_of_proxy_endpoint);
-    token(data.authorization_token, data.expires_at, registry, now)
+    let token = token(data.authorization_token, data.expires_at, now)?;
+    if let Some(host) = registry.as_ref().filter(|host| !is_registry_in(host, region)) {
+        warn!(host, %region, "the answer names a host that is no ECR registry of the region; it is written only with --registry");
+    }
+    Ok(Token { registry: registry.filter(|host| is_registry_in(host, region)), ..token })
 }
 
-async fn public_token(config: &SdkConfig) -> Result<Token, Refusal> {
-    own_endpoint(config, "ecr public")?;
-    let answer = aws_sdk_ecrpublic::Client::new(config).get_authorization_token().send().await;
+async fn public_token(
+    http: &Http,
+    config: &Config,
+    region: &Region,
+    obtained: &Obtained,
+) -> Result<Token, Refusal> {
+    let credentials = Some(obtained.credentials.clone());
+    let (sdk, service) = sdk_config(http, config, Service::EcrPublic, region, credentials, (false, false))?;
+    let answer = aws_sdk_ecrpublic::Client::new(&sdk).get_authorization_token().send().await;
     let now = clock::now();
-    let answer = answer.map_err(|error| refusal(&error, GET_PUBLIC_TOKEN, now))?;
+    let call = Call { service: &service, needs: GET_PUBLIC_TOKEN };
+    let answer = answer.map_err(|error| refusal(&error, &call, now))?;
     let data = answer.authorization_data.ok_or(AnswerError::NoData)?;
-    token(data.authorization_token, data.expires_at, None, now)
+    token(data.authorization_token, data.expires_at, now)
 }
 
 fn token(
     text: Option<String>,
     expires_at: Option<aws_smithy_types::DateTime>,
-    registry: Option<String>,
     now: Timestamp,
 ) -> Result<Token, Refusal> {
     let text = text.map(SecretString::from).ok_or(AnswerError::NoToken)?;
     let authorization = AuthorizationToken::new(text).map_err(AnswerError::Token)?;
-    let expires_at =
-        expires_at.and_then(|at| Timestamp::new(at.secs(), 0).ok()).ok_or(AnswerError::NoExpiry)?;
-    if expires_at <= now {
-        return Err(AnswerError::Expired(Ago(now.duration_since(expires_at).as_secs())).into());
+    // ECR gives milliseconds, as a floating point number.
+    let named = expires_at.and_then(|at| Timestamp::from_nanosecond(at.as_nanos()).ok());
+    let named = named.and_then(|at| at.round((Unit::Millisecond, 1)).ok()).ok_or(AnswerError::NoExpiry)?;
+    let expiry = expiry(named, now).map_err(AnswerError::from)?;
+    if expiry.is_shortened {
+        warn!(expires_at = %named, used = %expiry.at, "the answer names an expiry beyond a token's life of 12 hours");
     }
-    Ok(Token { authorization, expires_at, fetched_at: now, registry })
-}
-
-/// The endpoint that the environment or the profile names for a service (`AWS_ENDPOINT_URL_ECR`, `AWS_ENDPOINT_URL`).
-///
-/// # Errors
-/// When it is no URL: the SDK panics on an empty one, and shows the whole request for others.
-fn own_endpoint(config: &SdkConfig, service: &'static str) -> Result<Option<String>, Refusal> {
-    let key = ServiceConfigKey::builder()
-        .service_id(service)
-        .env("AWS_ENDPOINT_URL")
-        .profile("endpoint_url")
-        .build();
-    let named = key.ok().zip(config.service_config()).and_then(|(key, config)| config.load_config(key));
-    let named = named.or_else(|| config.endpoint_url().map(str::to_owned));
-    match named {
-        Some(url) if !is_endpoint(&url) => Err(Refusal::Settings {
-            said: format!(
-                "the endpoint URL for {service} in the environment or the profile is {}: expected one like `https://HOST`",
-                shown_endpoint(&url)
-            ),
-        }),
-        named => Ok(named),
-    }
-}
-
-/// A wrong endpoint URL as people may see it: not where a user, and perhaps a password, stands in it.
-fn shown_endpoint(url: &str) -> String {
-    match url {
-        "" => "empty".to_owned(),
-        url if url.contains('@') => "a URL with a user in it".to_owned(),
-        url => format!("`{}`", first_line(url)),
-    }
-}
-
-/// Whether a text is an HTTP URL with a host, and without a user.
-#[must_use]
-pub fn is_endpoint(url: &str) -> bool {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let allowed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
-    let port_is_one = match authority.rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok(),
-        _ => true,
-    };
-    !authority.is_empty()
-        && !authority.starts_with(':')
-        && !authority.contains('@')
-        && port_is_one
-        && url.bytes().all(allowed)
+    Ok(Token { authorization, expires_at: expiry.at, fetched_at: now, registry: None })
 }

@@ -1,17 +1,27 @@
-//! Asking ECR for authorization tokens.
+//! ECR authorization tokens from AWS, with the one AWS identity that is configured.
 //!
-//! | file | what it knows |
+//! | file | what is in it |
 //! | --- | --- |
-//! | [`registry`] | hosts and patterns of ECR's, and whom to ask for each (pure) |
-//! | [`token`] | what is a token (pure) |
-//! | [`client`] | the calls |
-//! | [`credentials`] | whose credentials, from where |
-//! | [`http`] | proxies, certificates, bounds |
-//! | [`refusal`] | what an error means, and what nobody must see of it |
+//! | [`registry`] | registry hosts and patterns, and the token source of each (pure) |
+//! | [`token`] | a checked token, and when it expires (pure) |
+//! | [`client`] | the calls: region, credentials, token |
+//! | [`config`] | what the environment and the shared files configure |
+//! | [`credentials`] | the credential sources |
+//! | [`environment`] | the variables that concern AWS and the network |
+//! | [`files`] | files, read without ever waiting for one |
+//! | [`http`] | proxies, certificates, limits |
+//! | [`sdk`] | how the AWS SDK is set up |
+//! | [`sdk_error`] | what an error of the SDK or the network means |
+//! | [`refusal`] | why there is no token (pure) |
 
 pub mod client;
+pub mod config;
 pub mod credentials;
+pub mod environment;
+pub mod files;
 pub mod http;
 pub mod refusal;
 pub mod registry;
+pub mod sdk;
+pub mod sdk_error;
 pub mod token;

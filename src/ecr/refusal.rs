@@ -1,42 +1,38 @@
-//! What an answer other than a token means, sorted by what somebody has to do about it.
+//! Why there is no token: one variant for each thing that an operator has to do about it.
 //!
-//! No SDK value leaves `ecr`: the `Debug` form of the SDK's errors, and the `Display` form of some, carries whole
-//! answers with all that is secret in them. What is kept here is text that was chosen for being harmless.
+//! A refusal holds text only. No value of the AWS SDK leaves `ecr`: the `Debug` form of the SDK's errors, and the `Display`
+//! form of some, carries whole answers with the secrets in them.
 
-use super::token::TokenError;
+use super::token::{ExpiryError, TokenError};
 use crate::time::retry::Retry;
-use aws_smithy_http::endpoint::error::ResolveEndpointError;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use jiff::{SignedDuration, Timestamp};
-use std::error::Error;
+use std::fmt;
 
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Nowhere did anybody find credentials.
-    #[error("no AWS credentials found; {tried}{remedy}")]
+    /// The credential source that is configured has none, or no source is configured.
+    #[error("no usable AWS credentials: {reason}")]
     NoCredentials {
-        /// Each source with what it said, as one text.
-        tried: String,
-        /// What to do about it.
-        remedy: &'static str,
-        /// Whether a source may answer a moment later.
+        /// Which variable or file, which line, why, and what to do.
+        reason: String,
+        /// Whether the source may have some a moment later.
         passing: bool,
     },
-    /// There are credentials, and AWS does not take them.
-    #[error("AWS does not accept the credentials: {said}")]
+    /// AWS does not accept the credentials.
+    #[error("AWS does not accept the credentials: {reason}")]
     BadCredentials {
-        /// What AWS said.
-        said: String,
+        /// What AWS answered.
+        reason: String,
+        /// Whether the same credentials may be accepted a moment later.
+        passing: bool,
     },
-    /// No region to ask.
-    #[error("no AWS region: give --region, set AWS_REGION, or set `region` in the profile{said}")]
+    /// No region is configured, and the metadata service names none.
+    #[error("no AWS region: {reason}")]
     NoRegion {
-        /// What the metadata service said to it.
-        said: String,
-        /// Whether it may answer a moment later.
+        /// What was looked at, and what to do.
+        reason: String,
+        /// Whether the metadata service may answer a moment later.
         passing: bool,
     },
     /// Neither credentials nor a region.
@@ -47,58 +43,64 @@ pub enum Refusal {
         /// Why there is no region.
         region: Box<Refusal>,
     },
-    /// The caller lacks a right.
-    #[error("access denied: {said}; the caller needs {needs}")]
+    /// The caller lacks a permission.
+    #[error("access denied: {reason}; the caller needs {needs}")]
     Forbidden {
-        /// What AWS said.
-        said: String,
-        /// The right that is missing.
+        /// What AWS answered.
+        reason: String,
+        /// The permission that is missing.
         needs: String,
     },
-    /// Signed with a wrong time.
-    #[error("AWS refuses the signature for its time: {said}; {}", clock(*.ahead))]
+    /// AWS refuses the time of the signature.
+    #[error("AWS refuses the signature for its time: {reason}; {}", clock(*.ahead))]
     Clock {
-        /// What AWS said.
-        said: String,
-        /// How far this node's clock is ahead of the server's, in whole seconds, where the answer tells.
+        /// What AWS answered.
+        reason: String,
+        /// How far this node's clock is ahead of the server's, in whole seconds; `None` if the answer has no date.
         ahead: Option<i64>,
     },
     /// Too many calls in this account and region.
-    #[error("throttled: {said}")]
+    #[error("throttled: {reason}")]
     Throttled {
-        /// What AWS said.
-        said: String,
+        /// What AWS answered.
+        reason: String,
     },
-    /// No answer, or one that says "later".
-    #[error("no answer: {said}")]
+    /// No answer, or a server error.
+    #[error("no answer: {reason}")]
     Unavailable {
-        /// What the network or the server said.
-        said: String,
+        /// Which server, and what the network or the server said.
+        reason: String,
     },
-    /// The server's certificate is not to be trusted.
+    /// The server's certificate cannot be trusted.
     #[error(
-        "the server's certificate is refused: {said}; where a proxy or a private endpoint has its own CA, name its \
-             file in AWS_CA_BUNDLE or SSL_CERT_FILE"
+        "the server's certificate is refused: {reason}; if a proxy or a private endpoint has its own CA, name the CA's file \
+         in AWS_CA_BUNDLE or SSL_CERT_FILE"
     )]
     Untrusted {
-        /// What is wrong with it.
-        said: String,
+        /// Which server, and what is wrong with its certificate.
+        reason: String,
     },
     /// A setting that cannot work.
-    #[error("the AWS settings do not work: {said}")]
+    #[error("the AWS settings do not work: {reason}")]
     Settings {
-        /// What is wrong.
-        said: String,
+        /// Which setting, and what is wrong with it.
+        reason: String,
     },
-    /// An answer that says no, for good.
-    #[error("refused: {said}")]
+    /// AWS refuses the request, and will go on to do so.
+    #[error("refused: {reason}")]
     Rejected {
-        /// What AWS said.
-        said: String,
+        /// What AWS answered.
+        reason: String,
     },
-    /// An answer that is none.
-    #[error("the answer is no use: {0}")]
+    /// An answer that is not what the API promises.
+    #[error("the answer cannot be used: {0}")]
     BadAnswer(#[from] AnswerError),
+    /// A part of the program failed on some input.
+    #[error("unexpected failure: {reason}; please report it")]
+    Internal {
+        /// What was being done.
+        reason: String,
+    },
 }
 
 /// A refusal's class: a short name that metrics and the documentation use, and that never changes.
@@ -124,9 +126,26 @@ pub enum Class {
     Rejected,
     /// The answer cannot be used.
     BadAnswer,
+    /// A fault of this program.
+    Internal,
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Credentials,
+        Self::Region,
+        Self::Denied,
+        Self::Clock,
+        Self::Throttled,
+        Self::Unreachable,
+        Self::Untrusted,
+        Self::Settings,
+        Self::Rejected,
+        Self::BadAnswer,
+        Self::Internal,
+    ];
+
     /// The name, as a label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -141,12 +160,13 @@ impl Class {
             Self::Settings => "settings",
             Self::Rejected => "rejected",
             Self::BadAnswer => "bad_answer",
+            Self::Internal => "internal",
         }
     }
 }
 
 /// What is wrong with an answer that came with success. The texts show nothing of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     /// Neither JSON nor XML of the expected shape, or far too long.
     #[error("it cannot be read")]
@@ -157,30 +177,44 @@ pub enum AnswerError {
     /// There is no token in the data.
     #[error("it holds no authorization token")]
     NoToken,
-    /// There is no `expiresAt` in the data, or one that no calendar has.
-    #[error("it does not say until when the token is good")]
+    /// There is no `expiresAt` in the data, or one that is no time.
+    #[error("it does not say when the token expires")]
     NoExpiry,
-    /// `expiresAt` has passed already.
-    #[error("its token has expired {0} already, or this node's clock is wrong")]
-    Expired(Ago),
-    /// The token is not what the kubelet could use.
+    /// `expiresAt` has passed.
+    #[error("its token expired {0} ago, or this node's clock is wrong")]
+    Expired(Seconds),
+    /// The token ends too soon to be of use.
+    #[error("its token expires in {0} already, or this node's clock is wrong")]
+    ExpiresSoon(Seconds),
+    /// The token is not one that the kubelet could use.
     #[error("{0}")]
-    Token(TokenError),
-    /// `proxyEndpoint` is missing, or not a URL of a bare host.
-    #[error("it names no registry host; give --registry")]
+    Token(#[from] TokenError),
+    /// `proxyEndpoint` is missing, or names a host that is not a registry of ECR in the region that was asked.
+    #[error("it names no ECR registry of the region that was asked; give --registry HOST,region=REGION")]
     NoRegistry,
     /// STS gave no credentials for the role.
     #[error("it holds no credentials for the role")]
     NoRoleCredentials,
 }
 
-/// A span of time that has passed, in seconds.
+/// A span of time, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ago(pub i64);
+pub struct Seconds(pub i64);
 
-impl std::fmt::Display for Ago {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#} ago", SignedDuration::from_secs(self.0))
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", SignedDuration::from_secs(self.0))
+    }
+}
+
+impl From<ExpiryError> for AnswerError {
+    fn from(error: ExpiryError) -> Self {
+        match error {
+            ExpiryError::Expired(ago) => {
+                Self::Expired(Seconds(ago.saturating_add(SignedDuration::from_millis(999)).as_secs()))
+            }
+            ExpiryError::Soon(left) => Self::ExpiresSoon(Seconds(left.as_secs())),
+        }
     }
 }
 
@@ -201,6 +235,7 @@ impl Refusal {
             Self::Settings { .. } => Class::Settings,
             Self::Rejected { .. } => Class::Rejected,
             Self::BadAnswer(_) => Class::BadAnswer,
+            Self::Internal { .. } => Class::Internal,
         }
     }
 
@@ -214,32 +249,28 @@ impl Refusal {
         }
     }
 
-    /// Whether the same question may be answered a moment later.
+    /// Whether the same request may succeed a moment later.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::NoCredentials { passing, .. } | Self::NoRegion { passing, .. } => *passing,
+            Self::NoCredentials { passing, .. }
+            | Self::BadCredentials { passing, .. }
+            | Self::NoRegion { passing, .. } => *passing,
             Self::NoCredentialsNorRegion { credentials, .. } => credentials.is_passing(),
             Self::Clock { .. } | Self::Throttled { .. } | Self::Unavailable { .. } => true,
-            Self::BadCredentials { .. }
-            | Self::Forbidden { .. }
+            Self::Forbidden { .. }
             | Self::Untrusted { .. }
             | Self::Settings { .. }
             | Self::Rejected { .. }
-            | Self::BadAnswer(_) => false,
+            | Self::BadAnswer(_)
+            | Self::Internal { .. } => false,
         }
     }
 
     /// Whether there are no usable credentials or no region, rather than an ECR that refuses.
     #[must_use]
     pub fn is_about_the_caller(&self) -> bool {
-        matches!(
-            self,
-            Self::NoCredentials { .. }
-                | Self::BadCredentials { .. }
-                | Self::NoRegion { .. }
-                | Self::NoCredentialsNorRegion { .. }
-        )
+        matches!(self.class(), Class::Credentials | Class::Region)
     }
 
     /// The same, with what is wrong with the credentials, if they are missing too.
@@ -253,172 +284,56 @@ impl Refusal {
         }
     }
 
-    /// Whether this node's clock may be to blame: signatures, certificates and tokens are good for a time.
+    /// Whether this node's clock may be to blame: signatures, certificates and tokens are valid for a time.
     #[must_use]
     pub fn may_be_the_clock(&self) -> bool {
-        let expired = matches!(self, Self::BadAnswer(AnswerError::Expired(_)));
+        let expired = matches!(self, Self::BadAnswer(AnswerError::Expired(_) | AnswerError::ExpiresSoon(_)));
         expired || matches!(self, Self::Clock { .. } | Self::Untrusted { .. })
+    }
+
+    /// The reason alone, without the class in words.
+    pub(super) fn into_reason(self) -> String {
+        match self {
+            Self::NoCredentials { reason, .. }
+            | Self::BadCredentials { reason, .. }
+            | Self::NoRegion { reason, .. }
+            | Self::Forbidden { reason, .. }
+            | Self::Clock { reason, .. }
+            | Self::Throttled { reason }
+            | Self::Unavailable { reason }
+            | Self::Untrusted { reason }
+            | Self::Settings { reason }
+            | Self::Rejected { reason }
+            | Self::Internal { reason } => reason,
+            Self::BadAnswer(_) | Self::NoCredentialsNorRegion { .. } => self.to_string(),
+        }
+    }
+
+    /// Credentials that nobody but an operator can provide.
+    pub(super) fn no_credentials(reason: &(impl fmt::Display + ?Sized)) -> Self {
+        Self::NoCredentials { reason: reason.to_string(), passing: false }
+    }
+
+    /// A setting that cannot work.
+    pub(super) fn settings(reason: &(impl fmt::Display + ?Sized)) -> Self {
+        Self::Settings { reason: reason.to_string() }
     }
 }
 
-fn clock(ahead: Option<i64>) -> String {
+/// How far `now` is ahead of a server's `Date`, in whole seconds; `None` if that is no date.
+#[must_use]
+pub fn ahead(date: Option<&str>, now: Timestamp) -> Option<i64> {
+    let date = jiff::fmt::rfc2822::parse(date?).ok()?;
+    Some(now.duration_since(date.timestamp()).as_secs())
+}
+
+/// How far a clock is off, in words.
+#[must_use]
+pub fn clock(ahead: Option<i64>) -> String {
     let Some(seconds) = ahead else {
         return "set this node's clock".to_owned();
     };
     let off = SignedDuration::from_secs(seconds.abs());
-    let way = if seconds < 0 { "behind" } else { "ahead of" };
-    format!("this node's clock is {off:#} {way} the server's: set it")
-}
-
-/// Sorts an SDK error. `asked` names the right that the call needs. Codes that we do not know are taken as passing: to
-/// ask again later does no harm.
-pub fn refusal<E>(error: &SdkError<E, HttpResponse>, asked: &str, now: Timestamp) -> Refusal
-where
-    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
-{
-    match error {
-        SdkError::ConstructionFailure(_) => Refusal::Settings { said: chain(error) },
-        SdkError::TimeoutError(_) => Refusal::Unavailable { said: "timed out".to_owned() },
-        SdkError::DispatchFailure(failure)
-            if failure.is_user() || links(error).any(<dyn Error>::is::<ResolveEndpointError>) =>
-        {
-            Refusal::Settings { said: chain(error) }
-        }
-        SdkError::ResponseError(_)
-            if links(error).any(<dyn Error>::is::<http_body_util::LengthLimitError>) =>
-        {
-            AnswerError::Unreadable.into()
-        }
-        SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => network_refusal(error),
-        SdkError::ServiceError(service) => {
-            let raw = service.raw();
-            let code = service.err().code();
-            match code {
-                None if raw.status().is_success() => AnswerError::Unreadable.into(),
-                _ => answer_refusal(code, service.err().message(), raw, asked, now),
-            }
-        }
-        // The SDK may learn new kinds.
-        _ => Refusal::Unavailable { said: chain(error) },
-    }
-}
-
-fn answer_refusal(
-    code: Option<&str>,
-    message: Option<&str>,
-    raw: &HttpResponse,
-    asked: &str,
-    now: Timestamp,
-) -> Refusal {
-    let status = raw.status().as_u16();
-    let said = match (code, message.map(first_line).filter(|line| !line.is_empty())) {
-        (Some(code), Some(message)) => format!("{}: {message}", first_line(code)),
-        (Some(code), None) => first_line(code),
-        (None, _) => format!("HTTP status {status}"),
-    };
-    let about_time = message
-        .is_some_and(|text| text.contains("Signature expired") || text.contains("Signature not yet current"));
-    let code = code.unwrap_or_default();
-    if about_time || matches!(code, "RequestExpired" | "RequestTimeTooSkewed") {
-        return Refusal::Clock { said, ahead: ahead(raw, now) };
-    }
-    match code {
-        "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
-            Refusal::Forbidden { said, needs: asked.to_owned() }
-        }
-        "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "InvalidAccessKeyId"
-        | "ExpiredTokenException"
-        | "ExpiredToken"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "IncompleteSignature"
-        | "IncompleteSignatureException"
-        | "InvalidSignatureException"
-        | "SignatureDoesNotMatch"
-        | "InvalidIdentityToken" => Refusal::BadCredentials { said },
-        "ThrottlingException"
-        | "Throttling"
-        | "ThrottledException"
-        | "TooManyRequestsException"
-        | "RequestLimitExceeded"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "LimitExceededException"
-        | "SlowDown" => Refusal::Throttled { said },
-        "InvalidParameterException"
-        | "InvalidParameterValue"
-        | "ValidationError"
-        | "ValidationException"
-        | "UnknownOperationException"
-        | "UnsupportedCommandException"
-        | "InvalidAction"
-        | "OptInRequired"
-        | "RegionDisabledException"
-        | "MalformedPolicyDocument" => Refusal::Rejected { said },
-        _ if status == 429 => Refusal::Throttled { said },
-        _ => Refusal::Unavailable { said },
-    }
-}
-
-/// Sorts a failure of the connection.
-pub(super) fn network_refusal(error: &(dyn Error + 'static)) -> Refusal {
-    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-
-    let tls = links(error).find_map(<dyn Error>::downcast_ref::<rustls::Error>);
-    match tls {
-        // It may be the clock that is wrong, which at boot passes.
-        Some(rustls::Error::InvalidCertificate(
-            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        )) => {
-            let said =
-                "the server's certificate is not valid at this time; either it or this node's clock is wrong";
-            Refusal::Unavailable { said: said.to_owned() }
-        }
-        Some(tls @ rustls::Error::InvalidCertificate(_)) => Refusal::Untrusted { said: tls.to_string() },
-        _ => Refusal::Unavailable { said: chain(error) },
-    }
-}
-
-/// How far `now` is ahead of the answer's `Date`.
-fn ahead(raw: &HttpResponse, now: Timestamp) -> Option<i64> {
-    let date = jiff::fmt::rfc2822::parse(raw.headers().get("date")?).ok()?;
-    Some(now.duration_since(date.timestamp()).as_secs())
-}
-
-/// An error and all that is behind it, also what hides in an `io::Error`, whose `source` leaves out its own payload.
-pub(super) fn links<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    fn next<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        let error = *error;
-        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(payload) => Some(payload),
-            None => error.source(),
-        }
-    }
-    std::iter::successors(Some(error), next)
-}
-
-/// An error of the SDK and its causes on one line, each said once.
-///
-/// Only for errors without an answer behind them: what was answered may be in the text.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut said: Vec<String> = Vec::new();
-    for link in links(error) {
-        let text = first_line(&link.to_string());
-        // A `Debug` form of a request, headers and all.
-        if text.contains("SdkBody") {
-            continue;
-        }
-        if !said.iter().any(|before| before.contains(&text)) {
-            said.push(text);
-        }
-    }
-    said.join(": ")
-}
-
-/// The first line, without control characters, 300 characters at most. AWS explains a wrong signature with the whole
-/// request below the first line, session token included.
-pub(super) fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect()
+    let direction = if seconds < 0 { "behind" } else { "ahead of" };
+    format!("this node's clock is {off:#} {direction} the server's: set it")
 }

@@ -1,7 +1,8 @@
-//! ECR's registry hosts, and what `--registry` may say of them.
+//! ECR's registry hosts, and the values of `--registry`.
 //!
-//! A host tells its region and its kind of endpoint, and with them the one API call whose token it accepts. Hosts that only look
-//! like them are refused with the part that is wrong: an entry for a host that is not ECR's would send our token to a stranger.
+//! A host contains its region and its kind of endpoint, and so determines the one API call whose token it accepts. A host that
+//! only looks like one of ECR is refused, and the message names the part that is wrong: an entry for a host that is not ECR's
+//! would send the token to a stranger.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +23,11 @@ const DUAL_STACK_SUFFIXES: [&str; 2] = ["on.aws", "on.amazonwebservices.com.cn"]
 const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 const PUBLIC_REGION: &str = "us-east-1";
 
-/// An AWS region's name, such as `eu-west-1`. Well-formed; whether AWS has it only AWS knows.
+/// An AWS region's name, such as `eu-west-1`. It is well-formed; only AWS knows whether the region exists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region(String);
 
-/// A text that is no region's name.
+/// A text that is not the name of a region.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`{}` is no AWS region: expected one like `eu-west-1`", .0.escape_debug())]
 pub struct ParseRegionError(String);
@@ -73,7 +74,7 @@ impl fmt::Display for Region {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoleArn(String);
 
-/// A text that is no role's ARN.
+/// A text that is not the ARN of a role.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`{}` is no role's ARN: expected one like `arn:aws:iam::123456789012:role/NAME`", .0.escape_debug())]
 pub struct ParseRoleArnError(String);
@@ -138,7 +139,8 @@ impl Endpoint {
     pub const STANDARD: Self = Self::Private { fips: false, dual_stack: false };
 }
 
-/// Whom to ask for a token, and as whom. Two registries with equal sources share one token; no others ever do.
+/// Where a token comes from: the endpoint that is asked, and the role that asks. Two registries share one token if, and only
+/// if, their token sources are equal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenSource {
     /// The region that is asked.
@@ -163,7 +165,7 @@ impl fmt::Display for TokenSource {
     }
 }
 
-/// A registry to write an entry for, as `--registry HOST[,region=REGION][,role=ARN]` says it.
+/// A registry to write an entry for: the value of `--registry HOST[,region=REGION][,role=ARN]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
     key: String,
@@ -172,13 +174,13 @@ pub struct Registry {
     role: Option<RoleArn>,
 }
 
-/// Why a text is no [`Registry`]. The messages name the part that is wrong.
+/// Why a text is not a [`Registry`]. The messages name the part that is wrong.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseRegistryError {
     /// Nothing before the first comma.
     #[error("the host is missing: expected HOST[,region=REGION][,role=ARN]")]
     NoHost,
-    /// Something behind the host that is neither `region=` nor `role=`.
+    /// Something after the host that is neither `region=` nor `role=`.
     #[error("`{}` is neither `region=REGION` nor `role=ARN`", .0.escape_debug())]
     Option(String),
     /// The same option twice.
@@ -193,10 +195,10 @@ pub enum ParseRegistryError {
     /// A URL, a repository, a tag.
     #[error("`{}` is more than a host: give the host alone, without scheme, path or user", .0.escape_debug())]
     NotAHost(String),
-    /// A port on a host of ECR's: the kubelet would match it with no image.
+    /// A port on a host of ECR: the kubelet would match it with no image.
     #[error("ECR's registries have no port: drop `:{0}`")]
     Port(String),
-    /// A character that no host name has, or an empty or long label.
+    /// A character that no host name has, or a label that is empty or too long.
     #[error("`{}` is no host name (label `{}`)", .0.escape_debug(), .1.escape_debug())]
     Label(String, String),
     /// Not twelve digits.
@@ -205,18 +207,18 @@ pub enum ParseRegistryError {
     /// A pattern where the region belongs.
     #[error("a pattern must name its region, and `{}` does not: a token is good for one region only", .0.escape_debug())]
     RegionPattern(String),
-    /// The region in the host is none.
+    /// The region in the host is not the name of a region.
     #[error("the host's region is wrong: {0}")]
     HostRegion(ParseRegionError),
-    /// Like ECR's, but with a suffix that AWS does not use.
+    /// Like a host of ECR, but with a suffix that AWS does not use.
     #[error("`{}` is not AWS's: expected {expected}", .suffix.escape_debug())]
     Suffix {
-        /// What stands behind the region.
+        /// What follows the region.
         suffix: String,
-        /// What could stand there.
+        /// What may follow it.
         expected: String,
     },
-    /// No host of ECR's, and no `region=` that would make it a custom domain.
+    /// Not a host of ECR, and without the `region=` that would make it a custom domain.
     #[error("`{}` is no ECR registry; for a custom domain in front of one, add `,region=REGION`", .0.escape_debug())]
     NotEcr(String),
     /// `region=` contradicts the host.
@@ -227,7 +229,7 @@ pub enum ParseRegistryError {
         /// The region behind `region=`.
         given: Region,
     },
-    /// A pattern wide enough for registries that are not AWS's.
+    /// A pattern that also matches registries that are not AWS's.
     #[error("`{}` would also match registries of others: its last two labels must be spelt out", .0.escape_debug())]
     WidePattern(String),
 }
@@ -240,7 +242,7 @@ impl FromStr for Registry {
             text.split_once(',').map_or((text, None), |(host, rest)| (host, Some(rest)));
         let (mut region, mut role) = (None, None);
         while let Some(option) = options {
-            // A role's name may hold commas: an option ends where the next one begins.
+            // A role's name may contain commas: an option ends where the next one begins.
             let end = [",region=", ",role="].iter().filter_map(|next| option.find(next)).min();
             let (this, rest) = end.map_or((option, None), |end| (&option[..end], Some(&option[end + 1..])));
             options = rest;
@@ -259,7 +261,7 @@ impl FromStr for Registry {
         let key = host.to_ascii_lowercase();
         let (host_region, endpoint) = match (read_host(&key), &region) {
             (Ok(known), _) => known,
-            // A name that is like ECR's but is not is refused even with a region: it is a slip or a trick.
+            // A name that only looks like one of ECR is refused even with a region: it is a mistake or a trick.
             (Err(ParseRegistryError::NotEcr(_)), Some(region)) => {
                 check_custom_domain(&key)?;
                 (region.clone(), Endpoint::STANDARD)
@@ -280,7 +282,7 @@ impl Registry {
         &self.key
     }
 
-    /// Whom to ask for its token; as `default_role` where it names no role itself.
+    /// Where its token comes from. `default_role` is for a registry that names no role itself.
     #[must_use]
     pub fn source(&self, default_role: Option<&RoleArn>) -> TokenSource {
         let role = self.role.as_ref().or(default_role).cloned();
@@ -288,15 +290,14 @@ impl Registry {
     }
 }
 
-/// Whether this key is a host or pattern of ECR's, for telling people what an auth file holds.
+/// Whether this key is a host or a pattern of ECR, for people who want to know what an auth file holds.
 #[must_use]
 pub fn is_ecr_host(key: &str) -> bool {
     read_host(key).is_ok()
 }
 
-/// The registry that an answer of ECR's names as its `proxyEndpoint`: a bare `host[:port]`, in lower case.
-///
-/// Any host is taken, since private endpoints of the API name their own, but nothing that is more than a host.
+/// The host that an answer of ECR names as its `proxyEndpoint`: a bare `host[:port]`, in lower case. Nothing that is more
+/// than a host is taken. Whether it is a registry of ECR is another question: see [`is_registry_in`].
 #[must_use]
 pub fn host_of_proxy_endpoint(url: &str) -> Option<String> {
     let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
@@ -306,7 +307,14 @@ pub fn host_of_proxy_endpoint(url: &str) -> Option<String> {
     (port_is_one && !name.contains('*') && check_labels(name).is_ok()).then(|| host.clone())
 }
 
-/// Region and endpoint of a host or pattern of ECR's, given in lower case.
+/// Whether a host in lower case is a private registry of ECR in this region. A token of the region is good there, and
+/// would be a stranger's anywhere else.
+#[must_use]
+pub fn is_registry_in(host: &str, region: &Region) -> bool {
+    matches!(read_host(host), Ok((found, Endpoint::Private { .. })) if found == *region)
+}
+
+/// Region and endpoint of a host or pattern of ECR, given in lower case.
 fn read_host(host: &str) -> Result<(Region, Endpoint), ParseRegistryError> {
     if host.is_empty() {
         return Err(ParseRegistryError::NoHost);
@@ -331,7 +339,7 @@ fn read_host(host: &str) -> Result<(Region, Endpoint), ParseRegistryError> {
         _ => return Err(ParseRegistryError::NotEcr(host.to_owned())),
     };
     let suffix = suffix.join(".");
-    // An interface endpoint's own name (`vpce-….dkr.ecr.<region>.vpce.amazonaws.com`) is a custom domain to us.
+    // The name of an interface endpoint (`vpce-….dkr.ecr.<region>.vpce.amazonaws.com`) counts as a custom domain.
     if account.starts_with("vpce-") && suffix.starts_with("vpce.amazonaws.com") {
         return Err(ParseRegistryError::NotEcr(host.to_owned()));
     }
@@ -360,7 +368,7 @@ fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A custom domain: any host name, with a port if it must be, as wide as one owner's domain.
+/// A custom domain: any host name, with or without a port. A pattern may match the names of one owner only.
 fn check_custom_domain(host: &str) -> Result<(), ParseRegistryError> {
     let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
     if let Some(port) = port.filter(|port| port.parse::<u16>().is_err()) {
@@ -373,7 +381,7 @@ fn check_custom_domain(host: &str) -> Result<(), ParseRegistryError> {
     Ok(())
 }
 
-/// Host name labels (RFC 1123), where `*` may stand for a part: `?` and `[` do not survive the kubelet's URL parser.
+/// Host name labels (RFC 1123), in which `*` may stand for a part. `?` and `[` do not survive the kubelet's URL parser.
 fn check_labels(name: &str) -> Result<(), ParseRegistryError> {
     let is_label = |label: &str| {
         let inner =

@@ -1,39 +1,47 @@
-//! What ECR hands out, checked before anybody relies on it.
+//! What ECR hands out, checked before it is used.
 
+use crate::report::redact;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::fmt;
 
 /// Ten times what ECR sends today. A larger one would crowd the auth file, which is read up to 1 MiB.
 const MAX_LEN: usize = 32 * 1024;
+/// How long a token lives.
+const LONGEST_LIFE: SignedDuration = SignedDuration::from_hours(12);
+/// How far this node's clock and ECR's may differ.
+const ALLOWANCE: SignedDuration = SignedDuration::from_mins(15);
+/// A token that lives no longer than this expires before a pull could use it.
+const SHORTEST_LIFE: SignedDuration = SignedDuration::from_secs(10);
 
 /// An authorization token: the base64 of `AWS:<password>`. Zeroed when dropped.
 #[derive(Clone)]
 pub struct AuthorizationToken(SecretString);
 
-/// Why an answer's token is none. The texts show nothing of it.
+/// Why a text is no token. The messages show nothing of it.
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum TokenError {
-    /// The kubelet could not decode it, and would ignore the whole file.
+    /// The kubelet cannot decode it, and would ignore the whole file.
     #[error("the authorization token is not base64")]
     NotBase64,
-    /// Decoded, there is no `user:password`, or one of the two is empty.
+    /// It is not `user:password` once it is decoded, or one of the two is empty.
     #[error("the authorization token is not base64 of `user:password`")]
     NotUserAndPassword,
-    /// Longer than any token of ECR's.
+    /// It is longer than any token of ECR.
     #[error("the authorization token is longer than 32 KiB")]
     TooLong,
 }
 
 impl AuthorizationToken {
-    /// Takes the token out of ECR's answer.
+    /// Checks a token. From now on no output shows it.
     ///
     /// # Errors
-    /// When the kubelet could not make user and password of it.
+    /// When the kubelet cannot decode it.
     pub fn new(text: SecretString) -> Result<Self, TokenError> {
+        redact::remember(text.expose_secret());
         if text.expose_secret().len() > MAX_LEN {
             return Err(TokenError::TooLong);
         }
@@ -43,6 +51,7 @@ impl AuthorizationToken {
         if colon == 0 || colon + 1 == decoded.len() {
             return Err(TokenError::NotUserAndPassword);
         }
+        redact::remember(&String::from_utf8_lossy(&decoded[colon + 1..]));
         Ok(Self(text))
     }
 
@@ -65,7 +74,7 @@ impl fmt::Debug for AuthorizationToken {
     }
 }
 
-/// One answer of ECR's: a token and what goes with it.
+/// An authorization token that the kubelet can use, and what goes with it.
 #[derive(Debug, Clone)]
 pub struct Token {
     /// The token.
@@ -74,8 +83,45 @@ pub struct Token {
     pub expires_at: Timestamp,
     /// When it was handed out.
     pub fetched_at: Timestamp,
-    /// The registry that the answer names: host in lower case, without scheme. Public ECR names none.
+    /// The registry that the answer names: a host in lower case, without scheme. ECR Public names none.
     pub registry: Option<String>,
+}
+
+/// When a token expires that an answer says expires at `expires_at`: never later than a token's life from now.
+///
+/// An expiry that is believed although it lies too far in the future would keep every later token out of the node's file.
+///
+/// # Errors
+/// When the token has expired, or does so within seconds.
+pub fn expiry(expires_at: Timestamp, now: Timestamp) -> Result<Expiry, ExpiryError> {
+    let left = expires_at.duration_since(now);
+    if left <= SignedDuration::ZERO {
+        Err(ExpiryError::Expired(left.abs()))
+    } else if left < SHORTEST_LIFE {
+        Err(ExpiryError::Soon(left))
+    } else if left > LONGEST_LIFE.saturating_add(ALLOWANCE) {
+        Ok(Expiry { at: now.saturating_add(LONGEST_LIFE).unwrap_or(now), is_shortened: true })
+    } else {
+        Ok(Expiry { at: expires_at, is_shortened: false })
+    }
+}
+
+/// When a token expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    /// The time.
+    pub at: Timestamp,
+    /// Whether the answer named a time that no token lives to see.
+    pub is_shortened: bool,
+}
+
+/// A token that is of no use any more, and for how long, or how long it still is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiryError {
+    /// It expired so long ago.
+    Expired(SignedDuration),
+    /// It expires so soon.
+    Soon(SignedDuration),
 }
 
 #[cfg(test)]
@@ -101,6 +147,29 @@ mod tests {
         ];
         for (number, (text, expected)) in cases.into_iter().enumerate() {
             assert_eq!(AuthorizationToken::new(text).map(|_| ()), expected, "case {number}");
+        }
+    }
+
+    #[test]
+    fn an_expiry_is_neither_past_nor_later_than_a_token_lives() {
+        let now: Timestamp = "2026-11-23T10:00:00Z".parse().unwrap();
+        let at = |at, is_shortened| Ok(Expiry { at, is_shortened });
+        let hours = SignedDuration::from_hours;
+        let ms = SignedDuration::from_millis;
+        let cases = [
+            (now - hours(1), Err(ExpiryError::Expired(hours(1)))),
+            (now, Err(ExpiryError::Expired(ms(0)))),
+            (now + ms(9_999), Err(ExpiryError::Soon(ms(9_999)))),
+            (now + ms(10_000), at(now + ms(10_000), false)),
+            // ECR's fractions of a second are kept: they tell two tokens apart.
+            (now + hours(12) - ms(1), at(now + hours(12) - ms(1), false)),
+            (now + hours(12) + ms(900_000), at(now + hours(12) + ms(900_000), false)),
+            (now + hours(12) + ms(900_001), at(now + hours(12), true)),
+            (Timestamp::MAX, at(now + hours(12), true)),
+            (Timestamp::MIN, Err(ExpiryError::Expired(now.duration_since(Timestamp::MIN)))),
+        ];
+        for (expires_at, expected) in cases {
+            assert_eq!(expiry(expires_at, now), expected, "{expires_at}");
         }
     }
 

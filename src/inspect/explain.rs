@@ -9,7 +9,7 @@ use crate::docker_config::image::Image;
 use crate::docker_config::key::visible;
 use crate::docker_config::keyring::{Entry, Found, Keyring, Mismatch};
 use crate::docker_config::search::{self, Content, Kubelet, Place, Verdict};
-use crate::ecr::http::Registries;
+use crate::ecr::http::registries::Registries;
 use crate::inspect::registry::client::{self, Verification};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};

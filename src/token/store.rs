@@ -5,6 +5,7 @@ use crate::auth_file::AuthFile;
 use crate::docker_config::document::{self, Parsed};
 use crate::docker_config::ledger::{Ledger, Record};
 use crate::ecr::client::{Caller, Ecr, Identity};
+use crate::ecr::http::proxy::ProxyError;
 use crate::ecr::refusal::{AnswerError, Refusal};
 use crate::ecr::registry::{Endpoint, Registry, RoleArn, TokenSource};
 use crate::ecr::token::{AuthorizationToken, Token};
@@ -50,12 +51,10 @@ impl TokenStore {
     /// A client for ECR. Certificates and credentials are read anew with each client, so that renewed ones count.
     ///
     /// # Errors
-    /// When the certificates to trust cannot be read.
-    pub async fn connect(&self) -> Result<Ecr, Refusal> {
-        let identity = self.identity.clone();
-        let failed = |said: String| Refusal::Settings { said };
-        let connected = tokio::task::spawn_blocking(move || Ecr::new(identity)).await;
-        connected.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    /// When a variable names a proxy that is none.
+    pub fn connect(&self) -> Result<Ecr, Refusal> {
+        let failed = |error: ProxyError| Refusal::Settings { reason: error.to_string() };
+        Ecr::new(self.identity.clone()).map_err(failed)
     }
 
     /// One request for each token source. Asks the metadata service for the region where no setting names one.
@@ -80,7 +79,7 @@ impl TokenStore {
     /// # Errors
     /// When there is no region.
     pub async fn resume(&self, now: Timestamp) -> Result<Vec<(TokenRequest, Option<Token>)>, Refusal> {
-        let requests = async { self.requests(&self.connect().await?).await };
+        let requests = async { self.requests(&self.connect()?).await };
         let requests =
             timeout(ATTEMPT, Box::pin(requests)).await.unwrap_or_else(|_| Err(unanswered(ATTEMPT)))?;
         let mut resumed = Vec::new();
@@ -114,7 +113,7 @@ impl TokenStore {
     /// When there is no token to use.
     pub async fn fetch(&self, request: &TokenRequest) -> Result<Token, Refusal> {
         let attempt = async {
-            let ecr = self.connect().await?;
+            let ecr = self.connect()?;
             let caller = ecr.caller(Some(&request.source.region)).await?;
             fetch_as(&ecr, request, &caller).await
         };
@@ -137,7 +136,7 @@ pub async fn fetch_as(ecr: &Ecr, request: &TokenRequest, caller: &Caller) -> Res
 /// Nothing came in time.
 #[must_use]
 pub fn unanswered(limit: Duration) -> Refusal {
-    Refusal::Unavailable { said: format!("nothing came within {} s", limit.as_secs()) }
+    Refusal::Unavailable { reason: format!("nothing came within {} s", limit.as_secs()) }
 }
 
 fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Option<Token> {

@@ -35,7 +35,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 14] = [
+const PURE: [&str; 21] = [
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",
@@ -45,6 +45,13 @@ const PURE: [&str; 14] = [
     "src/time/write_scheduler.rs",
     "src/ecr/registry.rs",
     "src/ecr/token.rs",
+    "src/ecr/config/mod.rs",
+    "src/ecr/config/parse.rs",
+    "src/ecr/config/profiles.rs",
+    "src/ecr/credentials/answer.rs",
+    "src/ecr/credentials/key.rs",
+    "src/ecr/credentials/source.rs",
+    "src/ecr/environment.rs",
     "src/inspect/registry/challenge.rs",
     "src/inspect/registry/answer.rs",
     "src/pull_secret/names.rs",
@@ -52,8 +59,17 @@ const PURE: [&str; 14] = [
     "src/pull_secret/schedule.rs",
 ];
 /// What would be I/O, a clock or chance.
-const IMPURE: [&str; 10] = [
-    "std::fs", "std::env", "std::net", "tokio::", "kube::", "aws_", "nix::", "rustix::", "::now()",
+const IMPURE: [&str; 11] = [
+    "std::fs",
+    "std::env",
+    "std::net::Tcp",
+    "tokio::",
+    "kube::",
+    "aws_sdk_",
+    "aws_smithy_",
+    "nix::",
+    "rustix::",
+    "::now()",
     "fastrand",
 ];
 

@@ -7,7 +7,7 @@ use super::answer::{Answers, Meaning, said, token};
 use super::challenge::{self, Challenge, Endpoint, is_loopback, token_url};
 use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
-use crate::ecr::http::{Answer, Registries};
+use crate::ecr::http::registries::{Answer, Registries};
 use crate::ecr::refusal::Refusal;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -85,6 +85,8 @@ pub enum Fault {
     NoProxyEndpoint,
     /// This text as `proxyEndpoint`.
     EvilProxyEndpoint(String),
+    /// A metadata session that claims to live longer than a 64-bit number of seconds can say.
+    AbsurdLifetime,
 }
 
 impl Fault {

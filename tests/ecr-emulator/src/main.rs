@@ -42,7 +42,7 @@ struct Cli {
     /// APIs: ecr, ecr-public, assume-role, web-identity, imds-session, imds-credentials, imds-region, container,
     /// registry. Faults: throttle, access-denied, unrecognized-client, expired-credentials, internal-error, unavailable,
     /// hang, garbage, huge-body, not-found, forbidden, slow-drip, reset, cut-off, empty-data, no-token, no-expiry,
-    /// token-not-base64, token-without-colon, expired-token, no-proxy-endpoint, evil-proxy-endpoint.
+    /// token-not-base64, token-without-colon, expired-token, no-proxy-endpoint, evil-proxy-endpoint, absurd-lifetime.
     #[arg(long, value_name = "API[@REGION]=FAULT[:N]")]
     fail: Vec<Failure>,
 }
@@ -127,6 +127,7 @@ fn fault_named(name: &str) -> Option<Fault> {
         "token-without-colon" => Fault::TokenWithoutColon,
         "expired-token" => Fault::ExpiredToken,
         "no-proxy-endpoint" => Fault::NoProxyEndpoint,
+        "absurd-lifetime" => Fault::AbsurdLifetime,
         "evil-proxy-endpoint" => Fault::EvilProxyEndpoint("https://registry.example.com".to_owned()),
         _ => return None,
     })

@@ -16,13 +16,17 @@ pub(crate) const ROLES: &str = "/latest/meta-data/iam/security-credentials";
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
 /// `PUT /latest/api/token`: opens a session of 1 second to 6 hours.
-pub(crate) fn session(world: &World, asked: &Asked) -> Response {
+pub(crate) fn session(world: &World, asked: &Asked, fault: Option<&Fault>) -> Response {
     let ttl = asked.header(TTL);
     match ttl.parse() {
         Ok(seconds @ 1..=21_600) => {
             let token = world.open_session(SignedDuration::from_secs(seconds));
             let mut answer = respond(200, "text/plain", token);
-            answer.headers_mut().insert(TTL, HeaderValue::from(seconds));
+            let lifetime = match fault {
+                Some(Fault::AbsurdLifetime) => HeaderValue::from_static("18446744073709551615"),
+                _ => HeaderValue::from(seconds),
+            };
+            answer.headers_mut().insert(TTL, lifetime);
             answer
         }
         _ => refuse(

@@ -155,7 +155,7 @@ async fn route(world: &World, asked: &Asked, connection: &Connection) -> Respons
     let answer = match api {
         Api::Ecr | Api::EcrPublic => ecr::answer(world, api, asked, fault),
         Api::AssumeRole | Api::WebIdentity => sts::answer(world, api, asked, fault),
-        Api::ImdsSession => metadata::session(world, asked),
+        Api::ImdsSession => metadata::session(world, asked, fault),
         Api::ImdsCredentials => metadata::instance(world, asked, fault),
         Api::ImdsRegion => metadata::region(world, asked),
         Api::Container => metadata::container(world, asked, fault),

@@ -1,0 +1,286 @@
+//! A `credential_process`: a program that prints credentials.
+//!
+//! As by the AWS CLI, its command line is split into words and started without a shell. It ends with its attempt: the whole
+//! process group is killed when its time is over, or when the attempt is given up.
+
+use super::source::Process;
+use super::{Obtained, answer};
+use crate::ecr::refusal::Refusal;
+use crate::ecr::sdk_error::first_line;
+use crate::report::redact::{redact, remember};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use secrecy::ExposeSecret as _;
+use secrecy::zeroize::Zeroizing;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, sink};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use tracing::warn;
+
+/// How long the program may take. Less than an attempt, so that the message names the program.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Credentials are 2 KB.
+const MAX_ANSWER: usize = 64 * 1024;
+/// How much of the program's error output is looked at.
+const MAX_ERROR: usize = 16 * 1024;
+/// The longest program name that is shown.
+const LONGEST: usize = 200;
+
+/// Why a process gave no credentials.
+#[derive(Debug, thiserror::Error)]
+enum ProcessError {
+    #[error("its command line has a quote that is not closed, or no word")]
+    CommandLine,
+    #[error("the program cannot be started: {0}")]
+    Start(#[source] io::Error),
+    #[error("it did not end within {} s, and was killed with its child processes", TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("it printed more than {} KiB, and was killed", MAX_ANSWER / 1024)]
+    TooLong,
+    #[error("its output cannot be read: {0}")]
+    Output(#[source] io::Error),
+    #[error("it failed ({status}){}{said}", if said.is_empty() { "" } else { ": " })]
+    Failed { status: ExitStatus, said: String },
+    #[error("it printed version `{0}` of the format, and only version 1 is known")]
+    Version(String),
+    #[error("its output {0}")]
+    Answer(#[from] answer::AnswerError),
+}
+
+impl ProcessError {
+    /// Whether another run may succeed.
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::TimedOut | Self::Failed { .. })
+    }
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// When it cannot be started, fails, takes too long, or prints no credentials.
+pub async fn run(process: &Process) -> Result<Obtained, Refusal> {
+    let words = words(process.command.expose_secret());
+    // Arguments are not shown: they may be secrets.
+    let program = words.first().map(|word| redact(word, LONGEST)).unwrap_or_default();
+    let source = format!("the credential_process `{program}` ({})", process.origin);
+    let failed = |error: ProcessError| {
+        let needs_shell = words.iter().any(|word| is_for_a_shell(word));
+        let hint = if needs_shell && !matches!(error, ProcessError::TimedOut | ProcessError::TooLong) {
+            "; it is started without a shell, as by the AWS CLI: for `|`, `>`, `;`, `&`, `$`, `~` or a variable before \
+             the program, write `sh -c '...'`, which needs a shell in the agent's image"
+        } else {
+            ""
+        };
+        Refusal::NoCredentials { reason: format!("{source}: {error}{hint}"), passing: error.is_passing() }
+    };
+    let output = timeout(TIMEOUT, output_of(&words)).await.unwrap_or(Err(ProcessError::TimedOut));
+    let credentials = output.and_then(|output| {
+        let version = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&output);
+        match version.ok().and_then(|json| json.get("Version").map(ToString::to_string)) {
+            Some(version) if version != "1" => Err(ProcessError::Version(redact(&version, LONGEST))),
+            None if !output.is_empty() && answer::parse(&output).is_ok() => {
+                Err(ProcessError::Version(String::new()))
+            }
+            _ => Ok(answer::parse(&output)?),
+        }
+    });
+    Ok(Obtained { credentials: credentials.map_err(failed)?, source: source.clone(), role: None })
+}
+
+/// The words of a command line. Values of options that look secret are remembered.
+fn words(command: &str) -> Vec<String> {
+    let words = shlex::split(command).unwrap_or_default();
+    let is_secret = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with('-') && ["pass", "secret", "token", "pin"].iter().any(|word| name.contains(word))
+    };
+    for pair in words.windows(2) {
+        if is_secret(&pair[0]) {
+            remember(&pair[1]);
+        }
+    }
+    for (name, value) in words.iter().filter_map(|word| word.split_once('=')) {
+        if is_secret(name) {
+            remember(value);
+        }
+    }
+    words
+}
+
+/// Whether a shell would do something with this word.
+fn is_for_a_shell(word: &str) -> bool {
+    word.starts_with('~') || word.contains(['|', '>', '<', ';', '&', '$', '`'])
+}
+
+async fn output_of(words: &[String]) -> Result<Zeroizing<Vec<u8>>, ProcessError> {
+    let (program, arguments) = words.split_first().ok_or(ProcessError::CommandLine)?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, so that the children of the process end with it.
+    let child = command.process_group(0).kill_on_drop(true).spawn().map_err(ProcessError::Start)?;
+    let mut running = Running { child, program, has_ended: false };
+    let (stdout, stderr) = (running.child.stdout.take(), running.child.stderr.take());
+    let (output, said) = tokio::join!(read(stdout, MAX_ANSWER, true), read(stderr, MAX_ERROR, false));
+    let output = output?;
+    let status = running.child.wait().await.map_err(ProcessError::Output)?;
+    running.has_ended = true;
+    if status.success() {
+        Ok(output)
+    } else {
+        Err(ProcessError::Failed { status, said: first_line(&String::from_utf8_lossy(&said?)) })
+    }
+}
+
+/// Reads to the end, and keeps so much of it.
+async fn read(
+    pipe: Option<impl AsyncRead + Unpin>,
+    most: usize,
+    is_limited: bool,
+) -> Result<Zeroizing<Vec<u8>>, ProcessError> {
+    let mut kept = Zeroizing::new(Vec::with_capacity(most + 1));
+    let Some(mut pipe) = pipe else { return Ok(kept) };
+    (&mut pipe).take(most as u64 + 1).read_to_end(&mut kept).await.map_err(ProcessError::Output)?;
+    if kept.len() > most && is_limited {
+        return Err(ProcessError::TooLong);
+    }
+    tokio::io::copy(&mut pipe, &mut sink()).await.map_err(ProcessError::Output)?;
+    Ok(kept)
+}
+
+/// A process that has not been waited for yet: its group is killed when this is dropped.
+struct Running<'a> {
+    child: Child,
+    program: &'a str,
+    has_ended: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // Once it has been waited for, its number may be another process's.
+        if self.has_ended {
+            return;
+        }
+        if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let program = redact(self.program, LONGEST);
+            match killpg(Pid::from_raw(group), Signal::SIGKILL) {
+                Ok(()) => warn!(program, "killed a credential_process with its child processes"),
+                Err(error) => warn!(program, %error, "cannot kill a credential_process"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_split_as_by_a_shell_and_started_without_one() {
+        let cases = [
+            ("a b", vec!["a", "b"]),
+            (r#"/bin/a "b c" 'd "e"' f\ g"#, vec!["/bin/a", "b c", "d \"e\"", "f g"]),
+            ("a | b > c", vec!["a", "|", "b", ">", "c"]),
+            ("a 'b", vec![]),
+            ("", vec![]),
+        ];
+        for (command, expected) in cases {
+            assert_eq!(words(command), expected, "{command}");
+        }
+        for word in ["|", "2>/dev/null", "~/bin/a", "$HOME/a", "a;b"] {
+            assert!(is_for_a_shell(word), "{word}");
+        }
+        assert!(!is_for_a_shell("--profile-arn"));
+        words("helper --password hunter2-of-helper --api-token=token-of-helper --role arn:aws:iam::1:role/x");
+        assert_eq!(
+            redact("hunter2-of-helper, token-of-helper, arn:aws:iam::1:role/x", 100),
+            "…, …, arn:aws:iam::1:role/x"
+        );
+    }
+
+    /// A script that prints, and its arguments.
+    fn process(command: &str) -> Process {
+        Process { origin: "config line 2".to_owned(), command: command.into() }
+    }
+
+    async fn reason(command: &str) -> (String, bool) {
+        match run(&process(command)).await {
+            Err(Refusal::NoCredentials { reason, passing }) => (reason, passing),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_printed() {
+        let json = r#"{"Version":1,"AccessKeyId":"AKIAIOSFODNN7EXAMPLE","SecretAccessKey":"secret-of-process","Expiration":"2026-11-24 11:00:00 UTC"}"#;
+        let obtained = run(&process(&format!("echo '{json}'"))).await.unwrap();
+        assert_eq!(obtained.credentials.access_key_id(), "AKIAIOSFODNN7EXAMPLE");
+        assert_eq!(
+            obtained.to_string(),
+            "the credential_process `echo` (config line 2), access key AKIAIOSFODNN7EXAMPLE"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_process_that_fails_is_named_and_its_arguments_are_not() {
+        let cases = [
+            ("/nonexistent/helper --secret s3cret-argument", "cannot be started: No such file", false),
+            (
+                "sh -c 'printf \"\\n\\n  no such certificate\\nmore\" >&2; exit 3'",
+                "(exit status: 3): no such certificate",
+                true,
+            ),
+            ("cat /nonexistent | jq .", "started without a shell", true),
+            ("echo '{\"Version\":2}'", "version `2`", false),
+            ("echo '{\"AccessKeyId\":\"A\",\"SecretAccessKey\":\"S\"}'", "version ``", false),
+            ("echo s3cret-output", "its output is not a JSON object", false),
+            ("yes s3cret-output", "more than 64 KiB", false),
+            ("true", "its output is not a JSON object", false),
+            ("sh -c 'kill -9 $$'", "(signal: 9 (SIGKILL))", true),
+            ("a 'b", "a quote that is not closed", false),
+        ];
+        for (command, expected, passing) in cases {
+            let (reason, found) = reason(command).await;
+            assert!(reason.contains(expected) && !reason.contains("s3cret"), "{command}: {reason}");
+            assert_eq!(found, passing, "{reason}");
+            assert!(reason.contains("config line 2"), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_ends_with_its_attempt_and_its_children_too() {
+        let root = tempfile::tempdir().unwrap();
+        let pids = root.path().join("pids");
+        let script = format!("sh -c 'sleep 1000 & echo $! $$ > {}; wait'", pids.display());
+        let process = process(&script);
+        let attempt = run(&process);
+        let written = async {
+            loop {
+                let text = std::fs::read_to_string(&pids).unwrap_or_default();
+                if text.ends_with('\n') {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let text = tokio::select! {
+            ended = attempt => panic!("{ended:?}"),
+            text = written => text,
+        };
+        for pid in text.split_whitespace() {
+            let is_over = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+                Ok(stat) => stat.contains(") Z "),
+                Err(_) => true,
+            };
+            timeout(Duration::from_secs(30), async {
+                while !is_over() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("{pid} lives on"));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The environment variables that concern AWS and the network, as they were at the start of the program.
+
+use crate::report::redact;
+use secrecy::{ExposeSecret as _, SecretString};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// The variables that are kept besides those that start with `AWS_`.
+const OTHERS: [&str; 11] = [
+    "HOME",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+/// The variables whose whole value is a secret.
+const SECRETS: [&str; 4] =
+    ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
+
+/// The variables. An empty one counts as unset.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, SecretString>);
+
+impl Environment {
+    /// Keeps the variables that concern AWS and the network, and remembers the secrets in them.
+    pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let concerns_us = |name: &str| name.starts_with("AWS_") || OTHERS.contains(&name);
+        let kept =
+            variables.into_iter().filter(|(name, value)| concerns_us(name) && !value.trim().is_empty());
+        let environment = Self(kept.map(|(name, value)| (name, SecretString::from(value))).collect());
+        for value in SECRETS.iter().filter_map(|name| environment.get(name)) {
+            redact::remember(value);
+        }
+        environment
+    }
+
+    /// A variable's value, which is not empty.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(SecretString::expose_secret)
+    }
+
+    /// The first of these variables that is set: its name and its value.
+    #[must_use]
+    pub fn first<'a>(&'a self, names: &[&'static str]) -> Option<(&'static str, &'a str)> {
+        names.iter().find_map(|name| Some((*name, self.get(name)?)))
+    }
+
+    /// A variable's value as a path.
+    #[must_use]
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from)
+    }
+}
+
+impl fmt::Debug for Environment {
+    /// The names only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_is_unset_and_others_are_not_kept() {
+        let variables = [("AWS_REGION", " "), ("AWS_PROFILE", "one"), ("PATH", "/bin"), ("HOME", "/root")];
+        let environment =
+            Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(environment.get("AWS_REGION"), None);
+        assert_eq!(environment.get("PATH"), None);
+        assert_eq!(environment.first(&["AWS_REGION", "AWS_PROFILE"]), Some(("AWS_PROFILE", "one")));
+        assert_eq!(environment.path("HOME"), Some(PathBuf::from("/root")));
+        assert_eq!(format!("{environment:?}"), r#"{"AWS_PROFILE", "HOME"}"#);
+    }
+}
