@@ -28,6 +28,7 @@ pub fn main() -> ExitCode {
     let status = match cli::parse(std::env::args_os()) {
         Ok(invocation) => {
             report::logging::init(&invocation.log_filter, invocation.log_format);
+            report::panics::log_panics();
             commands::run(invocation.command)
         }
         // Also help and the version, which are no failures. A stream that is closed takes no text.

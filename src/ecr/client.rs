@@ -335,3 +335,19 @@ fn token(
     }
     Ok(Token { authorization, expires_at: expiry.at, fetched_at: now, registry: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_fails_the_attempt_only() {
+        let failing = async { if true { panic!("on purpose") } else { Ok(()) } };
+        let refusal = contained("asking", failing).await.unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "unexpected failure: asking failed on an unexpected input; please report it"
+        );
+        assert_eq!(contained("asking", async { Ok(5) }).await, Ok(5));
+    }
+}

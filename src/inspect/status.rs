@@ -185,7 +185,8 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             expires_at: record.map(|record| record.expires_at),
             fetched_at: record.map(|record| record.fetched_at),
             refresh_by: None,
-            source: record.map(|record| record.source.clone()),
+            // Whoever may write the file may have planted it.
+            source: record.map(|record| record.source.escape_debug().to_string()),
         });
     }
     status.with_missing(asked)

@@ -5,6 +5,7 @@ pub mod exit;
 pub mod logging;
 pub mod metrics;
 pub mod output;
+pub mod panics;
 pub mod redact;
 pub mod server;
 pub mod systemd;

@@ -681,3 +681,17 @@ fn a_process_ends_with_the_agent_and_the_agent_says_so() {
         assert!(stat.is_empty() || stat.contains(") Z "), "{pid} lives on: {stat}");
     }
 }
+
+#[test]
+fn a_planted_source_does_not_reach_the_terminal() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let mut document = node.document();
+    document["ecr-node-agent"]["entries"][HOST]["source"] = "x\u{1b}[2J".into();
+    node.write("kubelet/config.json", &document.to_string());
+    let auth_file = node.auth_file();
+    for output in ["text", "json"] {
+        let run = node.run(&["status", "--output", output, "--auth-file", auth_file.to_str().unwrap()]);
+        assert!(!run.out.contains('\u{1b}') && !run.err.contains('\u{1b}'), "{}", run.out);
+    }
+}
