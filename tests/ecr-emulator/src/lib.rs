@@ -7,6 +7,7 @@
 //! | ECR and ECR Public, `GetAuthorizationToken` | `ecr.rs` | the signature, by `signature.rs` |
 //! | STS, `AssumeRole` | `sts.rs` | the signature |
 //! | STS, `AssumeRoleWithWebIdentity` | `sts.rs` | the web identity token |
+//! | IAM Roles Anywhere, `CreateSession` | `sessions.rs` | the signature by a certificate's key, its chain and its usage |
 //! | instance metadata service, version 2 | `metadata.rs` | its session token |
 //! | container credentials (ECS, EKS Pod Identity) | `metadata.rs` | the `Authorization` header |
 //! | a registry: `/v2/` and manifests | `registry.rs` | HTTP basic with a token from here that still lives, or a bearer token for one |
@@ -35,6 +36,7 @@ mod metadata;
 pub mod proxy;
 mod registry;
 mod server;
+mod sessions;
 mod signature;
 mod sts;
 #[cfg(test)]
@@ -43,6 +45,7 @@ mod tls;
 mod world;
 
 pub use fault::{Fault, Times};
+pub use sessions::RolesAnywhere;
 
 use background::Background;
 use jiff::{SignedDuration, Timestamp};
@@ -60,6 +63,8 @@ pub enum Api {
     AssumeRole,
     /// STS's `AssumeRoleWithWebIdentity`.
     WebIdentity,
+    /// IAM Roles Anywhere's `CreateSession`.
+    RolesAnywhere,
     /// The metadata service's `PUT /latest/api/token`, which comes before everything else there.
     ImdsSession,
     /// The metadata service's role name and credentials: two calls for one set.
@@ -125,6 +130,8 @@ pub struct Options {
     pub container_token: Option<String>,
     /// With `Some`, the registry wants a token of the service at this URL, its own `/token` if it is empty.
     pub registry_realm: Option<String>,
+    /// What IAM Roles Anywhere knows; `None` for no trust anchor.
+    pub roles_anywhere: Option<RolesAnywhere>,
     /// The web identity token that STS takes.
     pub web_identity_token: String,
     /// The name of the instance's role.
@@ -151,6 +158,7 @@ impl Default for Options {
             clock_offset: SignedDuration::ZERO,
             container_token: Some("emulated-container-authorization".to_owned()),
             registry_realm: None,
+            roles_anywhere: None,
             web_identity_token: "emulated.web.identity".to_owned(),
             imds_role: "node".to_owned(),
             imds_region: "eu-west-1".to_owned(),

@@ -39,7 +39,7 @@ struct Cli {
     passwords_file: Option<PathBuf>,
     /// Makes an API fail, the first N times or always; repeatable.
     ///
-    /// APIs: ecr, ecr-public, assume-role, web-identity, imds-session, imds-credentials, imds-region, container,
+    /// APIs: ecr, ecr-public, assume-role, web-identity, roles-anywhere, imds-session, imds-credentials, imds-region, container,
     /// registry. Faults: throttle, access-denied, unrecognized-client, expired-credentials, internal-error, unavailable,
     /// hang, garbage, huge-body, not-found, forbidden, slow-drip, reset, cut-off, empty-data, no-token, no-expiry,
     /// token-not-base64, token-without-colon, expired-token, no-proxy-endpoint, evil-proxy-endpoint, absurd-lifetime.
@@ -87,6 +87,7 @@ fn api_named(name: &str) -> Option<Api> {
         "ecr-public" => Api::EcrPublic,
         "assume-role" => Api::AssumeRole,
         "web-identity" => Api::WebIdentity,
+        "roles-anywhere" => Api::RolesAnywhere,
         "imds-session" => Api::ImdsSession,
         "imds-credentials" => Api::ImdsCredentials,
         "imds-region" => Api::ImdsRegion,

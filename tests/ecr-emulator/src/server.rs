@@ -1,7 +1,7 @@
 //! The one port: takes connections, finds out what is asked, and sends it to its API.
 
 use crate::{
-    Api, ecr, metadata, registry, sts,
+    Api, ecr, metadata, registry, sessions, sts,
     world::{World, random_request_id},
 };
 use axum::{
@@ -77,6 +77,7 @@ impl Asked {
                 },
                 _ => None,
             },
+            Method::POST if path == "/sessions" => Some(Api::RolesAnywhere),
             Method::PUT if path == "/latest/api/token" => Some(Api::ImdsSession),
             Method::GET if path == "/latest/meta-data/placement/region" => Some(Api::ImdsRegion),
             Method::GET if path.starts_with(metadata::ROLES) => Some(Api::ImdsCredentials),
@@ -155,6 +156,7 @@ async fn route(world: &World, asked: &Asked, connection: &Connection) -> Respons
     let answer = match api {
         Api::Ecr | Api::EcrPublic => ecr::answer(world, api, asked, fault),
         Api::AssumeRole | Api::WebIdentity => sts::answer(world, api, asked, fault),
+        Api::RolesAnywhere => sessions::answer(world, asked, fault),
         Api::ImdsSession => metadata::session(world, asked, fault),
         Api::ImdsCredentials => metadata::instance(world, asked, fault),
         Api::ImdsRegion => metadata::region(world, asked),
@@ -162,7 +164,7 @@ async fn route(world: &World, asked: &Asked, connection: &Connection) -> Respons
         Api::Registry => registry::answer(world, asked),
     };
     match fault {
-        Some(fault) if answer.status() == StatusCode::OK => fault.spoil(answer, connection).await,
+        Some(fault) if answer.status().is_success() => fault.spoil(answer, connection).await,
         _ => answer,
     }
 }
@@ -183,6 +185,7 @@ pub(crate) fn refuse(api: Api, status: u16, code: &str, message: &str) -> Respon
             respond(status, "application/x-amz-json-1.1", body.to_string())
         }
         Api::AssumeRole | Api::WebIdentity => sts::error(status, code, message),
+        Api::RolesAnywhere => sessions::error(status, code, message),
         Api::ImdsSession | Api::ImdsCredentials | Api::ImdsRegion => {
             respond(status, "text/plain", json!({ "Code": code, "Message": message }).to_string())
         }

@@ -223,7 +223,7 @@ pub(crate) fn sign(secret: &str, authorization: &Authorization<'_>, asked: &Aske
 }
 
 /// `20261123T100000Z`, or `None` when `text` has another form.
-fn parse_stamp(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_stamp(text: &str) -> Option<Timestamp> {
     // jiff would also take a day of one digit.
     (text.len() == 16).then_some(())?;
     let at = DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
