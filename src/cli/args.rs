@@ -3,6 +3,7 @@
 use super::value::{Listed, Maybe, duration, socket_address};
 use crate::docker_config::image::Image;
 use crate::ecr::registry::{Region, Registry, RoleArn};
+use crate::ecr::roles_anywhere::option::RolesAnywhere;
 use crate::events::PodRef;
 use crate::pull_secret::names::{Label, Name, PullSecretArg};
 use crate::report::logging::{self, LogFormat};
@@ -31,7 +32,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-AWS credentials come from --aws-credentials-dir, or else from the first of these that is configured: environment, shared profile, web \
+AWS credentials come from --aws-credentials-dir or --roles-anywhere, or else from the first of these that is configured: environment, shared profile, web \
 identity (IRSA), container credentials (EKS Pod Identity, ECS), instance metadata. AWS_ENDPOINT_URL_ECR, \
 AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR \
 mean what they mean to other programs.
@@ -188,6 +189,16 @@ pub(super) struct AwsArgs {
     /// `aws_session_token`; read anew at every refresh. [default: the source that is configured]
     #[arg(long, value_name = "DIR", env = "ECR_NODE_AGENT_AWS_CREDENTIALS_DIR", hide_env_values = true)]
     pub(super) aws_credentials_dir: Option<Maybe<PathBuf>>,
+
+    /// IAM Roles Anywhere: exchange a certificate for credentials of a role. The certificate defaults to the kubelet's own, the
+    /// key to the certificate's file; both are read anew at every refresh.
+    #[arg(
+        long,
+        value_name = "anchor=ARN,profile=ARN[,certificate=PATH][,key=PATH],role=ARN",
+        env = "ECR_NODE_AGENT_ROLES_ANYWHERE",
+        hide_env_values = true
+    )]
+    pub(super) roles_anywhere: Option<Maybe<RolesAnywhere>>,
 }
 
 /// When the token is refreshed.

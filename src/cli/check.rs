@@ -87,9 +87,15 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
     absolute("--aws-credentials-dir", credentials_dir.as_ref())?;
     let state_file = args.state.state_file.0;
     absolute("--state-file", state_file.as_ref())?;
+    let source = match (credentials_dir, args.aws.roles_anywhere.and_then(|maybe| maybe.0)) {
+        (None, None) => CredentialSource::Configured,
+        (Some(directory), None) => CredentialSource::Directory(directory),
+        (None, Some(option)) => CredentialSource::RolesAnywhere(Box::new(option)),
+        (Some(_), Some(_)) => return Err(UsageError::TwoCredentialSources),
+    };
     let identity = Identity {
         region: args.aws.region.and_then(|maybe| maybe.0),
-        source: credentials_dir.map_or(CredentialSource::Configured, CredentialSource::Directory),
+        source,
         trust: aws::trust(&environment),
         environment,
         session_name: aws::session_name(),

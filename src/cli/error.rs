@@ -11,6 +11,8 @@ use std::path::PathBuf;
 pub enum UsageError {
     #[error(transparent)]
     Variable(#[from] VariableError),
+    #[error("--aws-credentials-dir and --roles-anywhere are two credential sources: give one of them")]
+    TwoCredentialSources,
     #[error(
         "{option} takes one value; repeat the option for more, or separate them by spaces in its variable"
     )]

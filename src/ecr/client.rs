@@ -11,6 +11,7 @@ use super::http::proxy::{Proxies, ProxyError};
 use super::http::trust::{Trust, TrustError};
 use super::refusal::{AnswerError, Refusal};
 use super::registry::{Endpoint, Region, TokenSource, host_of_proxy_endpoint, is_registry_in};
+use super::roles_anywhere::{self, option::RolesAnywhere};
 use super::sdk::sdk_config;
 use super::sdk_error::{Call, refusal};
 use super::token::{AuthorizationToken, Token, expiry};
@@ -57,6 +58,8 @@ pub enum CredentialSource {
     Configured,
     /// A mounted Secret: `--aws-credentials-dir`.
     Directory(PathBuf),
+    /// A certificate: `--roles-anywhere`.
+    RolesAnywhere(Box<RolesAnywhere>),
 }
 
 /// Which identity each token source used last, so that a change is logged once. Clones share it.
@@ -86,7 +89,7 @@ impl Identity {
     pub fn directory(&self) -> Option<&Path> {
         match &self.source {
             CredentialSource::Directory(directory) => Some(directory),
-            CredentialSource::Configured => None,
+            CredentialSource::Configured | CredentialSource::RolesAnywhere(_) => None,
         }
     }
 
@@ -96,7 +99,11 @@ impl Identity {
         let tokens = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
         let tokens = tokens.iter().filter_map(|variable| self.environment.path(variable));
         let shared = config::load::shared_files(&self.environment).into_iter().map(|file| file.path);
-        shared.chain(tokens).filter(|path| path.is_absolute()).collect()
+        let certificates = match &self.source {
+            CredentialSource::RolesAnywhere(option) => vec![option.certificate.clone(), option.key.clone()],
+            CredentialSource::Configured | CredentialSource::Directory(_) => Vec::new(),
+        };
+        shared.chain(tokens).chain(certificates).filter(|path| path.is_absolute()).collect()
     }
 }
 
@@ -151,11 +158,8 @@ impl Ecr {
     }
 
     async fn find_region(&self) -> Result<Region, Refusal> {
-        if let Some(region) = &self.identity.region {
-            return Ok(region.clone());
-        }
         let config = config::load::load(&self.identity.environment, &Reader::default()).await?;
-        if let Some(region) = config.region()? {
+        if let Some(region) = self.home_region(&config)? {
             return Ok(region);
         }
         let unset = "--region, AWS_REGION and `region` in the profile are not set";
@@ -201,6 +205,11 @@ impl Ecr {
         let config = Arc::new(config::load::load(&self.identity.environment, reader).await?);
         let obtained = match &self.identity.source {
             CredentialSource::Directory(directory) => directory::read(directory, reader).await?,
+            CredentialSource::RolesAnywhere(option) => {
+                let context = self.context(&config, reader, None).await?;
+                let obtained = roles_anywhere::obtain(context, option).await;
+                obtained.map_err(|refusal| refusal.of_source("--roles-anywhere"))?
+            }
             CredentialSource::Configured => {
                 let source = source::choose(&config)?;
                 let home = self.home_region(&config)?;
@@ -211,13 +220,16 @@ impl Ecr {
         Ok(Caller { obtained, config, reader: Arc::clone(reader) })
     }
 
-    /// The region that this node is configured for, where STS is asked: the region of a registry may be one whose STS is
+    /// The region that this node is configured for. STS is asked there: the region of a registry may be one whose STS is
     /// switched off, or out of reach.
     fn home_region(&self, config: &Config) -> Result<Option<Region>, Refusal> {
-        match &self.identity.region {
-            Some(region) => Ok(Some(region.clone())),
-            None => Ok(config.region()?),
+        if let Some(region) = &self.identity.region {
+            return Ok(Some(region.clone()));
         }
+        Ok(match (config.region()?, &self.identity.source) {
+            (None, CredentialSource::RolesAnywhere(option)) => Some(option.region.clone()),
+            (region, _) => region,
+        })
     }
 
     async fn context<'a>(

@@ -7,6 +7,7 @@
 //! | [`client`] | the calls: region, credentials, token |
 //! | [`config`] | what the environment and the shared files configure |
 //! | [`credentials`] | the credential sources |
+//! | [`roles_anywhere`] | the credential source for nodes outside AWS |
 //! | [`environment`] | the variables that concern AWS and the network |
 //! | [`files`] | files, read without ever waiting for one |
 //! | [`http`] | proxies, certificates, limits |
@@ -22,6 +23,7 @@ pub mod files;
 pub mod http;
 pub mod refusal;
 pub mod registry;
+pub mod roles_anywhere;
 pub mod sdk;
 pub mod sdk_error;
 pub mod token;

@@ -43,6 +43,14 @@ pub enum Refusal {
         /// Why there is no region.
         region: Box<Refusal>,
     },
+    /// AWS refuses the credential source that is configured, or cannot be reached for it.
+    #[error("no usable AWS credentials: {origin}: {refusal}")]
+    Source {
+        /// Where the source is configured.
+        origin: String,
+        /// Why there are no credentials.
+        refusal: Box<Refusal>,
+    },
     /// The caller lacks a permission.
     #[error("access denied: {reason}; the caller needs {needs}")]
     Forbidden {
@@ -226,6 +234,7 @@ impl Refusal {
             Self::NoCredentials { .. }
             | Self::BadCredentials { .. }
             | Self::NoCredentialsNorRegion { .. } => Class::Credentials,
+            Self::Source { refusal, .. } => refusal.class(),
             Self::NoRegion { .. } => Class::Region,
             Self::Forbidden { .. } => Class::Denied,
             Self::Clock { .. } => Class::Clock,
@@ -243,6 +252,7 @@ impl Refusal {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
+            Self::Source { refusal, .. } => refusal.retry(),
             Self::Throttled { .. } => Retry::Throttled,
             refusal if refusal.is_passing() => Retry::Later,
             _ => Retry::Useless,
@@ -257,6 +267,7 @@ impl Refusal {
             | Self::BadCredentials { passing, .. }
             | Self::NoRegion { passing, .. } => *passing,
             Self::NoCredentialsNorRegion { credentials, .. } => credentials.is_passing(),
+            Self::Source { refusal, .. } => refusal.is_passing(),
             Self::Clock { .. } | Self::Throttled { .. } | Self::Unavailable { .. } => true,
             Self::Forbidden { .. }
             | Self::Untrusted { .. }
@@ -270,14 +281,14 @@ impl Refusal {
     /// Whether there are no usable credentials or no region, rather than an ECR that refuses.
     #[must_use]
     pub fn is_about_the_caller(&self) -> bool {
-        matches!(self.class(), Class::Credentials | Class::Region)
+        matches!(self, Self::Source { .. }) || matches!(self.class(), Class::Credentials | Class::Region)
     }
 
     /// The same, with what is wrong with the credentials, if they are missing too.
     #[must_use]
     pub fn and_credentials(self, credentials: Option<Self>) -> Self {
         match credentials {
-            Some(credentials @ Self::NoCredentials { .. }) => {
+            Some(credentials @ (Self::NoCredentials { .. } | Self::Source { .. })) => {
                 Self::NoCredentialsNorRegion { credentials: Box::new(credentials), region: Box::new(self) }
             }
             _ => self,
@@ -287,8 +298,23 @@ impl Refusal {
     /// Whether this node's clock may be to blame: signatures, certificates and tokens are valid for a time.
     #[must_use]
     pub fn may_be_the_clock(&self) -> bool {
+        if let Self::Source { refusal, .. } = self {
+            return refusal.may_be_the_clock();
+        }
         let expired = matches!(self, Self::BadAnswer(AnswerError::Expired(_) | AnswerError::ExpiresSoon(_)));
         expired || matches!(self, Self::Clock { .. } | Self::Untrusted { .. })
+    }
+
+    /// The same, as a failure of the credential source that is configured there.
+    pub(super) fn of_source(self, origin: &str) -> Self {
+        match self {
+            Self::NoCredentials { reason, passing } if !reason.contains(origin) => {
+                Self::NoCredentials { reason: format!("{origin}: {reason}"), passing }
+            }
+            // These name their source already.
+            Self::NoCredentials { .. } | Self::NoRegion { .. } | Self::Source { .. } => self,
+            refusal => Self::Source { origin: origin.to_owned(), refusal: Box::new(refusal) },
+        }
     }
 
     /// The reason alone, without the class in words.
@@ -305,7 +331,9 @@ impl Refusal {
             | Self::Settings { reason }
             | Self::Rejected { reason }
             | Self::Internal { reason } => reason,
-            Self::BadAnswer(_) | Self::NoCredentialsNorRegion { .. } => self.to_string(),
+            Self::BadAnswer(_) | Self::NoCredentialsNorRegion { .. } | Self::Source { .. } => {
+                self.to_string()
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use super::http::connector::{CameThrough, Unreachable};
 use super::http::request::SendError;
 use super::refusal::{AnswerError, Refusal, ahead};
-use crate::report::redact::redact;
+use crate::report::redact::{redact, redact_known};
 use aws_smithy_http::endpoint::error::ResolveEndpointError;
 use aws_smithy_runtime_api::client::dns::ResolveDnsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -208,9 +208,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     texts.join(": ")
 }
 
-/// The first line that is not empty, as it may be shown. AWS explains a wrong signature with the whole request below the
+/// The first line that is not empty, as it may be shown: AWS repeats what it was sent, and nothing else. It explains a wrong signature with the whole request below the
 /// first line.
 #[must_use]
 pub fn first_line(text: &str) -> String {
-    redact(text.trim_start().lines().next().unwrap_or_default(), LONGEST)
+    redact_known(text.trim_start().lines().next().unwrap_or_default(), LONGEST)
 }

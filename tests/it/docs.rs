@@ -9,7 +9,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of other programs that the documentation names.
-const FOREIGN: [&str; 7] = [
+const FOREIGN: [&str; 9] = [
+    "--cluster-signing-duration",
     "--create-namespace",
     "--data-dir",
     "--kubelet-arg",
@@ -17,6 +18,7 @@ const FOREIGN: [&str; 7] = [
     "--image-credential-provider-config",
     "--image-credential-provider-bin-dir",
     "--root-dir",
+    "--service-account-issuer",
 ];
 
 /// What a page holds that can be wrong.

@@ -27,6 +27,7 @@ mod node;
 mod oracle;
 mod pull_secret;
 mod readers;
+mod roles_anywhere;
 mod runbook;
 mod schema;
 mod serve;

@@ -35,7 +35,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 21] = [
+const PURE: [&str; 26] = [
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",
@@ -52,6 +52,11 @@ const PURE: [&str; 21] = [
     "src/ecr/credentials/key.rs",
     "src/ecr/credentials/source.rs",
     "src/ecr/environment.rs",
+    "src/ecr/roles_anywhere/answer.rs",
+    "src/ecr/roles_anywhere/certificate.rs",
+    "src/ecr/roles_anywhere/identity.rs",
+    "src/ecr/roles_anywhere/option.rs",
+    "src/ecr/roles_anywhere/request.rs",
     "src/inspect/registry/challenge.rs",
     "src/inspect/registry/answer.rs",
     "src/pull_secret/names.rs",

@@ -182,7 +182,7 @@ mod tests {
         let cases: [(&[u8], usize, Problem); 14] = [
             (b"\xFF\xFE[\0", 1, Problem::Utf16),
             (&utf16, 1, Problem::Utf16),
-            (b"[default]\n# caf\xE9\n", 2, Problem::NotUtf8),
+            (b"[default]\n# \xE9t\xE9\n", 2, Problem::NotUtf8),
             (b"\xEF\xBB\xBF[default]\n", 1, Problem::ByteOrderMark),
             (b"a = b\n", 1, Problem::OutsideSection),
             (b"  a = b\n", 1, Problem::OutsideSection),

@@ -6,7 +6,7 @@ use crate::ecr::files::ReadError;
 use crate::ecr::http::request::Request;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::sdk_error::send_refusal;
-use crate::report::redact::{redact, remember};
+use crate::report::redact::{redact, redact_known, remember};
 use hyper::Uri;
 use secrecy::SecretString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,7 +69,7 @@ pub async fn ask(context: Context<'_>, container: &Container) -> Result<Obtained
     }
     let credentials =
         answer::parse(&answer.body).map_err(|error| failed(format!("gave an answer that {error}"), true))?;
-    let role = answer::text(&answer.body, &["RoleArn"]).map(|role| redact(&role, LONGEST));
+    let role = answer::text(&answer.body, &["RoleArn"]).map(|role| redact_known(&role, LONGEST));
     Ok(Obtained { credentials, source, role })
 }
 

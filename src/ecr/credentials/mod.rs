@@ -80,7 +80,10 @@ pub async fn obtain(context: Context<'_>, source: &Source) -> Result<Obtained, R
     let mut obtained = match &source.base {
         Base::Key(key) => static_key(key)?,
         Base::Process(process) => process::run(process).await?,
-        Base::WebIdentity(identity) => sts::web_identity(context, identity).await?,
+        Base::WebIdentity(identity) => {
+            let obtained = sts::web_identity(context, identity).await;
+            obtained.map_err(|refusal| refusal.of_source(&identity.origin))?
+        }
         Base::Container(container) => container::ask(context, container).await?,
         Base::Metadata { url, configured_by } => {
             metadata::credentials(context.http, url, configured_by.as_deref()).await?
@@ -91,7 +94,8 @@ pub async fn obtain(context: Context<'_>, source: &Source) -> Result<Obtained, R
             Refusal::no_credentials(&format!("the role at {} cannot be assumed: {error}", role.origin))
         })?;
         let session = role.session_name.as_deref();
-        obtained = sts::assume(context, &arn, session, role.external_id.as_deref(), &obtained).await?;
+        let assumed = sts::assume(context, &arn, session, role.external_id.as_deref(), &obtained).await;
+        obtained = assumed.map_err(|refusal| refusal.of_source(&format!("the role at {}", role.origin)))?;
     }
     Ok(obtained)
 }

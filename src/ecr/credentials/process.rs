@@ -6,7 +6,6 @@
 use super::source::Process;
 use super::{Obtained, answer};
 use crate::ecr::refusal::Refusal;
-use crate::ecr::sdk_error::first_line;
 use crate::report::redact::{redact, remember};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -26,6 +25,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_ANSWER: usize = 64 * 1024;
 /// How much of the program's error output is looked at.
 const MAX_ERROR: usize = 16 * 1024;
+/// The longest error that is shown.
+const LONGEST_ERROR: usize = 300;
 /// The longest program name that is shown.
 const LONGEST: usize = 200;
 
@@ -127,11 +128,13 @@ async fn output_of(words: &[String]) -> Result<Zeroizing<Vec<u8>>, ProcessError>
     let output = output?;
     let status = running.child.wait().await.map_err(ProcessError::Output)?;
     running.has_ended = true;
-    if status.success() {
-        Ok(output)
-    } else {
-        Err(ProcessError::Failed { status, said: first_line(&String::from_utf8_lossy(&said?)) })
-    }
+    if status.success() { Ok(output) } else { Err(ProcessError::Failed { status, said: first_line(&said?) }) }
+}
+
+/// The first line that is not empty. The program may print secrets that are not known here.
+fn first_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    redact(text.trim_start().lines().next().unwrap_or_default(), LONGEST_ERROR)
 }
 
 /// Reads to the end, and keeps so much of it.

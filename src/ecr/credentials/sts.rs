@@ -8,7 +8,7 @@ use crate::ecr::refusal::{AnswerError, Refusal};
 use crate::ecr::registry::{Region, RoleArn};
 use crate::ecr::sdk::sdk_config;
 use crate::ecr::sdk_error::{Call, refusal};
-use crate::report::redact::{redact, remember};
+use crate::report::redact::{redact_known, remember};
 use crate::time::clock;
 use aws_sdk_sts::types::AssumedRoleUser;
 
@@ -92,7 +92,7 @@ fn obtained(
     let token = Some(credentials.session_token.as_str());
     let credentials = key::access_key(&credentials.access_key_id, &credentials.secret_access_key, token)
         .map_err(|error| Refusal::no_credentials(&format!("the credentials of STS: {error}")))?;
-    let role = user.map(|user| redact(&user.arn, LONGEST_ARN));
+    let role = user.map(|user| redact_known(&user.arn, LONGEST_ARN));
     Ok(Obtained { credentials, source, role })
 }
 
