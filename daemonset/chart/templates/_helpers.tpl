@@ -93,6 +93,9 @@ app.kubernetes.io/component: {{ .component }}
 {{- if eq $values.aws.identity "secret" }}
 - name: ECR_NODE_AGENT_AWS_CREDENTIALS_DIR
   value: /etc/ecr-node-agent/aws
+{{- else if eq $values.aws.identity "rolesAnywhere" }}
+- name: ECR_NODE_AGENT_ROLES_ANYWHERE
+  value: {{ include "ecr-node-agent.rolesAnywhere" .root | quote }}
 {{- else if eq $values.aws.identity "podIdentity" }}
 # The webhook of EKS fills in the rest. A pod that it missed has no identity, rather than the node's.
 - name: AWS_EC2_METADATA_DISABLED
@@ -127,10 +130,45 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
+{{- /* The value of --roles-anywhere. */ -}}
+{{- define "ecr-node-agent.rolesAnywhere" -}}
+{{- $values := .Values.aws.rolesAnywhere -}}
+{{- if and (eq .Values.pullSecrets.mode "deployment") (not $values.secretName) -}}
+{{- fail "aws.identity=rolesAnywhere with pullSecrets.mode=deployment needs aws.rolesAnywhere.secretName: that pod sees no file of a node" -}}
+{{- end -}}
+{{- if and $values.key (not $values.secretName) (ne (dir $values.key) (dir $values.certificate)) -}}
+{{- fail "aws.rolesAnywhere.key must be in the directory of aws.rolesAnywhere.certificate, which is mounted" -}}
+{{- end -}}
+{{- $anchor := $values.trustAnchorArn | required "aws.rolesAnywhere.trustAnchorArn is needed with aws.identity=rolesAnywhere" -}}
+{{- $profile := $values.profileArn | required "aws.rolesAnywhere.profileArn is needed with aws.identity=rolesAnywhere" -}}
+{{- $role := $values.roleArn | required "aws.rolesAnywhere.roleArn is needed with aws.identity=rolesAnywhere" -}}
+{{- $files := printf "certificate=%s" $values.certificate -}}
+{{- if $values.secretName -}}
+{{- $files = "certificate=/etc/ecr-node-agent/certificate/tls.crt,key=/etc/ecr-node-agent/certificate/tls.key" -}}
+{{- else if $values.key -}}
+{{- $files = printf "%s,key=%s" $files $values.key -}}
+{{- end -}}
+{{- printf "anchor=%s,profile=%s,%s,role=%s" $anchor $profile $files $role -}}
+{{- end -}}
+
+{{- /* The directory on the nodes that holds the certificate, where the agent does not see it anyway. */ -}}
+{{- define "ecr-node-agent.certificateDir" -}}
+{{- $values := .Values.aws.rolesAnywhere -}}
+{{- $dir := dir $values.certificate -}}
+{{- $isSeen := and (eq .Values.layout "direct") (hasPrefix (printf "%s/" .Values.kubelet.rootDir) $values.certificate) -}}
+{{- if and (eq .Values.aws.identity "rolesAnywhere") (not $values.secretName) (not $isSeen) -}}
+{{- $dir -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "ecr-node-agent.mounts" -}}
 {{- if eq .Values.aws.identity "secret" }}
 - name: aws-credentials
   mountPath: /etc/ecr-node-agent/aws
+  readOnly: true
+{{- else if and (eq .Values.aws.identity "rolesAnywhere") .Values.aws.rolesAnywhere.secretName }}
+- name: certificate
+  mountPath: /etc/ecr-node-agent/certificate
   readOnly: true
 {{- else if and (eq .Values.aws.identity "irsa") .Values.aws.irsa.projectToken }}
 - name: aws-token
@@ -158,6 +196,17 @@ app.kubernetes.io/component: {{ .component }}
       - key: {{ . }}
         path: aws_session_token
       {{- end }}
+{{- else if and (eq .Values.aws.identity "rolesAnywhere") .Values.aws.rolesAnywhere.secretName }}
+# The directory of the Secret is mounted, so that a renewed certificate comes into the running container.
+- name: certificate
+  secret:
+    secretName: {{ .Values.aws.rolesAnywhere.secretName }}
+    defaultMode: 0400
+    items:
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
 {{- else if and (eq .Values.aws.identity "irsa") .Values.aws.irsa.projectToken }}
 # Good for AWS alone, by its audience: the API server does not take it.
 - name: aws-token
