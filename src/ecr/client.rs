@@ -21,6 +21,7 @@ use futures_util::FutureExt as _;
 use jiff::{Timestamp, Unit};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,12 +68,18 @@ pub enum CredentialSource {
 pub struct LastUsed(Arc<Mutex<BTreeMap<TokenSource, String>>>);
 
 /// The caller's credentials, good for the calls of one attempt.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Caller {
     obtained: Obtained,
     config: Arc<Config>,
     /// What the files held that the credentials come from.
     reader: Arc<Reader>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Caller({})", self.obtained)
+    }
 }
 
 /// AWS, for one attempt.

@@ -284,13 +284,14 @@ impl Refusal {
         matches!(self, Self::Source { .. }) || matches!(self.class(), Class::Credentials | Class::Region)
     }
 
-    /// The same, with what is wrong with the credentials, if they are missing too.
+    /// The same, with what is wrong with the credentials, if the region is missing and they are missing too.
     #[must_use]
     pub fn and_credentials(self, credentials: Option<Self>) -> Self {
-        match credentials {
-            Some(credentials @ (Self::NoCredentials { .. } | Self::Source { .. })) => {
-                Self::NoCredentialsNorRegion { credentials: Box::new(credentials), region: Box::new(self) }
-            }
+        match (&self, credentials) {
+            (
+                Self::NoRegion { .. },
+                Some(credentials @ (Self::NoCredentials { .. } | Self::Source { .. })),
+            ) => Self::NoCredentialsNorRegion { credentials: Box::new(credentials), region: Box::new(self) },
             _ => self,
         }
     }

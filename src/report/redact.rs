@@ -4,13 +4,11 @@
 //! has read is remembered here, and [`redact`] removes every part of one. All text from outside goes through [`redact`]
 //! before it reaches a log line, an error or standard output.
 
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// What takes the place of a removed part.
@@ -21,17 +19,14 @@ const WINDOW: usize = 12;
 const SHORTEST: usize = 4;
 /// How many bytes of secrets are remembered. A refresh reads about 5 KiB; the oldest secret is forgotten first.
 const CAPACITY: usize = 256 * 1024;
+/// The longest path of Linux.
+const LONGEST_PATH: usize = 4096;
 /// No more of a text than this is looked at.
 const LONGEST_TEXT: usize = 16 * 1024;
 /// A run of a token's characters that is as long as this is removed, if it has a part as long as [`LONGEST_WORD`].
 const LONGEST_RUN: usize = 40;
 /// The longest part between `/`, `-` and `_` that a path, an ARN or another composed name has.
 const LONGEST_WORD: usize = 25;
-
-/// What stays as it is in a URL's user, password and query.
-const PERCENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-const BASE64: [GeneralPurpose; 2] =
-    [GeneralPurpose::new(&alphabet::STANDARD, NO_PAD), GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD)];
 
 static KNOWN: Mutex<Known> = Mutex::new(Known::new());
 
@@ -65,6 +60,12 @@ pub fn redact_known(text: &str, longest: usize) -> String {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).redact(text, longest, false)
 }
 
+/// A path as it may be shown.
+#[must_use]
+pub fn shown_path(path: &Path) -> String {
+    redact_known(&path.to_string_lossy(), LONGEST_PATH)
+}
+
 impl Known {
     const fn new() -> Self {
         Self { secrets: VecDeque::new(), bytes: 0 }
@@ -91,6 +92,7 @@ impl Known {
         }
         let text = &text[..end];
         let mut removed = self.parts_of_secrets(text);
+        remove_users(text, &mut removed);
         if and_tokens {
             remove_tokens(text, &mut removed);
         }
@@ -116,45 +118,128 @@ impl Known {
 
     /// For each byte of the text whether it is a part of a secret.
     fn parts_of_secrets(&self, text: &str) -> Vec<bool> {
-        let bytes = text.as_bytes();
-        let mut removed = vec![false; bytes.len()];
-        let windows: HashSet<&[u8]> = bytes.windows(WINDOW).collect();
+        let mut removed = vec![false; text.len()];
+        let views = views(text.as_bytes());
+        let windows: HashSet<&[u8]> = views.iter().flat_map(|view| view.bytes.windows(WINDOW)).collect();
+        // Most windows of a secret are not in the text, which their first two bytes tell without a look into the set.
+        let mut starts = vec![false; 1 << 16];
+        for window in &windows {
+            starts[start(window)] = true;
+        }
         let mut found: HashSet<&[u8]> = HashSet::new();
         for secret in &self.secrets {
-            for form in forms(secret.expose_secret()) {
-                if form.len() < WINDOW {
-                    for (at, part) in text.match_indices(form.as_str()) {
-                        removed[at..at + part.len()].fill(true);
-                    }
-                } else {
-                    let common = form.as_bytes().windows(WINDOW).filter_map(|window| windows.get(window));
-                    found.extend(common);
+            let secret = secret.expose_secret().as_bytes();
+            if secret.len() < WINDOW {
+                for view in &views {
+                    view.remove(&mut removed, secret.len(), |part| part == secret);
                 }
+                continue;
             }
+            let known = secret.windows(WINDOW).filter(|window| starts[start(window)]);
+            found.extend(known.filter_map(|window| windows.get(window)));
         }
-        for (at, window) in bytes.windows(WINDOW).enumerate() {
-            if found.contains(window) {
-                removed[at..at + WINDOW].fill(true);
+        if !found.is_empty() {
+            for view in &views {
+                view.remove(&mut removed, WINDOW, |part| found.contains(part));
             }
         }
         removed
     }
 }
 
-/// A secret as others may write it: as it is, in a URL, and within base64.
-fn forms(secret: &str) -> impl Iterator<Item = Zeroizing<String>> {
-    let percent = utf8_percent_encode(secret, &PERCENT).to_string();
-    let percent = (percent != secret).then(|| Zeroizing::new(percent));
-    let bytes = secret.as_bytes();
-    // Three bytes are four characters of base64: what they look like depends on how many bytes stand before the secret.
-    let shifted = (0..3).filter_map(move |before| {
-        let aligned = bytes.get((3 - before) % 3..)?;
-        let whole = &aligned[..aligned.len() / 3 * 3];
-        (whole.len() >= SHORTEST).then_some(whole)
-    });
-    let base64 =
-        shifted.flat_map(|part| BASE64.iter().map(move |engine| Zeroizing::new(engine.encode(part))));
-    std::iter::once(Zeroizing::new(secret.to_owned())).chain(percent).chain(base64)
+/// The first two bytes as a number.
+fn start(window: &[u8]) -> usize {
+    usize::from(window[0]) << 8 | usize::from(window[1])
+}
+
+/// A text as its reader may decode it, and where each byte comes from.
+#[derive(Default)]
+struct View {
+    bytes: Zeroizing<Vec<u8>>,
+    /// For each byte the part of the text that it stands in.
+    origins: Vec<Range<usize>>,
+}
+
+impl View {
+    fn push(&mut self, byte: u8, origin: Range<usize>) {
+        self.bytes.push(byte);
+        self.origins.push(origin);
+    }
+
+    /// Marks every part of this length that is to be removed.
+    fn remove(&self, removed: &mut [bool], length: usize, is_secret: impl Fn(&[u8]) -> bool) {
+        for (at, part) in self.bytes.windows(length).enumerate() {
+            if is_secret(part) {
+                removed[self.origins[at].start..self.origins[at + length - 1].end].fill(true);
+            }
+        }
+    }
+}
+
+/// The text as it is, as a part of a URL, and each part of it that may be base64. What is encoded may start anywhere, and a
+/// secret anywhere in it.
+fn views(text: &[u8]) -> Vec<View> {
+    let mut plain = View::default();
+    for (at, byte) in text.iter().enumerate() {
+        plain.push(*byte, at..at + 1);
+    }
+    let mut views = vec![plain];
+    if text.contains(&b'%') {
+        let mut decoded = View::default();
+        let mut at = 0;
+        while at < text.len() {
+            let octet = text.get(at + 1..at + 3).filter(|_| text[at] == b'%');
+            let octet =
+                octet.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+            let length = if octet.is_some() { 3 } else { 1 };
+            decoded.push(octet.unwrap_or(text[at]), at..at + length);
+            at += length;
+        }
+        views.push(decoded);
+    }
+    let mut start = 0;
+    for run in text.split(|byte| digit(*byte).is_none()) {
+        for shift in 0..4.min(run.len()) {
+            let mut decoded = View::default();
+            let digits: Vec<u32> = run[shift..].iter().filter_map(|byte| digit(*byte)).collect();
+            for (number, pair) in digits.windows(2).enumerate() {
+                // Four digits of six bits are three bytes of eight.
+                let (left, right) = [(2, 4), (4, 2), (6, 0), (0, 0)][number % 4];
+                if number % 4 < 3 {
+                    let byte = (pair[0] << left | pair[1] >> right) & 0xFF;
+                    let at = start + shift + number;
+                    decoded.push(u8::try_from(byte).unwrap_or(0), at..at + 2);
+                }
+            }
+            views.push(decoded);
+        }
+        start += run.len() + 1;
+    }
+    views
+}
+
+/// The value of a digit of base64, in either alphabet.
+fn digit(byte: u8) -> Option<u32> {
+    let value = match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
+        _ => return None,
+    };
+    Some(u32::from(value))
+}
+
+/// Removes the user and the password of a URL, wherever it stands.
+fn remove_users(text: &str, removed: &mut [bool]) {
+    for (at, scheme) in text.match_indices("://") {
+        let start = at + scheme.len();
+        let authority = text[start..].split([' ', '/', '?', '#', '"', '\'', '`']).next().unwrap_or_default();
+        if let Some(user) = authority.rfind('@') {
+            removed[start..start + user].fill(true);
+        }
+    }
 }
 
 /// Removes runs of letters, digits and what else a token is made of. A name that is composed of words, such as a path or
@@ -176,6 +261,7 @@ fn remove_tokens(text: &str, removed: &mut [bool]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use proptest::prelude::*;
 
@@ -201,6 +287,7 @@ mod tests {
             (&format!("bad token {token}, sorry"), "bad token …, sorry".to_owned()),
             (&format!("bad token {}", &token[..40]), "bad token …".to_owned()),
             (user, user.to_owned()),
+            ("no http://user:pass@host/a@b, http://host", "no http://…@host/a@b, http://host".to_owned()),
             (
                 "/var/lib/kubelet/pki/kubelet-client-current",
                 "/var/lib/kubelet/pki/kubelet-client-current".to_owned(),
@@ -221,20 +308,23 @@ mod tests {
         let cases = [
             (format!("Credential={SECRET}/20261123"), "Credential=…/20261123"),
             (format!("the first half: {}", &SECRET[..20]), "the first half: …"),
-            (format!("http://user:{percent}@host"), "http://user:…@host"),
-            ("http://user:hunter2@host".to_owned(), "http://user:…@host"),
+            (format!("user:{percent}@host"), "user:…@host"),
+            ("user hunter2".to_owned(), "user …"),
             ("nothing here".to_owned(), "nothing here"),
         ];
         for (text, expected) in cases {
             assert_eq!(known.redact(&text, 200, true), expected, "{text}");
         }
+        let lower = "say wJalrXUtnFEMI%2fK7MDENG%2fbPxRfiCYEXAMPLEKEY%";
+        assert_eq!(known.redact(lower, 200, false), "say …%");
         for user in ["", "u", "us", "user"] {
             for encoded in [
                 STANDARD.encode(format!("{user}{SECRET}x")),
                 URL_SAFE_NO_PAD.encode(format!("{user}{SECRET}xy")),
             ] {
                 let shown = known.redact(&format!("Basic {encoded}."), 200, false);
-                assert!(shown.len() < 20, "{shown}");
+                // The first and the last two bytes of a secret share a character with what stands beside it.
+                assert!(shown.len() < 25, "{shown}");
             }
         }
     }

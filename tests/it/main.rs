@@ -17,6 +17,7 @@ mod ecr;
 mod events;
 mod explain;
 mod hostpath;
+mod identity;
 mod in_pod;
 mod link;
 mod manifests;

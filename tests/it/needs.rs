@@ -33,6 +33,10 @@ pub enum Need {
     Oracle,
     /// The lookup of credentials that CRI-O and podman share as a program, as `tests/kubernetes/build` makes it.
     ContainersImage,
+    /// `aws`, the AWS CLI.
+    AwsCli,
+    /// `rolesanywhere-credential-helper`, AWS's own client for IAM Roles Anywhere.
+    SigningHelper,
 }
 
 /// Whether all of it is here. Says what is missing, or fails where nothing may be.
@@ -84,6 +88,8 @@ impl Need {
             Self::ApiServer => crate::cluster::is_here(),
             Self::Oracle => crate::oracle::is_here(),
             Self::ContainersImage => crate::containers_image::is_here(),
+            Self::AwsCli => works("aws", &["--version"]),
+            Self::SigningHelper => works("rolesanywhere-credential-helper", &["version"]),
         }
     }
 }

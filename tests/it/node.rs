@@ -85,6 +85,11 @@ impl Node {
         self.environment.remove(name);
     }
 
+    /// The program's environment.
+    pub fn variables(&self) -> BTreeMap<String, String> {
+        self.environment.clone()
+    }
+
     /// From now on no run may show this.
     pub fn hide(&mut self, secret: &str) {
         self.hidden.push(secret.to_owned());

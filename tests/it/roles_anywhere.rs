@@ -1,5 +1,6 @@
 //! IAM Roles Anywhere: a certificate becomes credentials, and each thing that can be wrong says what to do.
 
+use crate::needs::{self, Need};
 use crate::node::{HOST, Node, Run};
 use ecr_emulator::{Api, Fault, Options, RolesAnywhere, Times};
 use jiff::SignedDuration;
@@ -9,9 +10,7 @@ use rcgen::{
 };
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
-use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 const ANCHOR: &str =
     "arn:aws:rolesanywhere:eu-west-1:123456789012:trust-anchor/11111111-2222-3333-4444-555555555555";
@@ -381,11 +380,13 @@ fn the_options_that_name_a_source_exclude_each_other() {
     node.once(&["--roles-anywhere", "anchor=x"]).expect(2, &["`role=` is missing at the end"]);
 }
 
-/// AWS's own client, where `ECR_NODE_AGENT_TEST_SIGNING_HELPER` names it, is an independent check of the emulator.
+/// AWS's own client is an independent check of the emulator.
 #[test]
 fn the_emulator_serves_the_signing_helper_of_aws() {
-    #[expect(clippy::disallowed_methods, reason = "test code")]
-    let Some(helper) = std::env::var_os("ECR_NODE_AGENT_TEST_SIGNING_HELPER") else { return };
+    if !needs::all_here(&[Need::SigningHelper]) {
+        return;
+    }
+    let helper = needs::found("rolesanywhere-credential-helper").unwrap();
     let authority = Authority::new("kubernetes");
     let node = anchored(&authority);
     let (certificate, key) = authority.issue(|_| {});
@@ -393,7 +394,7 @@ fn the_emulator_serves_the_signing_helper_of_aws() {
     node.write("pki/key.pem", &key);
     let path = |name: &str| node.path("pki").join(name).display().to_string();
     let credentials = |anchor: &str| {
-        let mut command = Command::new(Path::new(&helper));
+        let mut command = Command::new(&helper);
         command.args(["credential-process", "--trust-anchor-arn", anchor, "--profile-arn", PROFILE]);
         command.args(["--role-arn", ROLE, "--endpoint", &node.aws.url(), "--region", "eu-west-1"]);
         command.args(["--certificate", &path("certificate.pem"), "--private-key", &path("key.pem")]);
@@ -411,12 +412,11 @@ fn the_emulator_serves_the_signing_helper_of_aws() {
     let config = format!(
         "[default]\nregion = eu-west-1\ncredential_process = {} credential-process --trust-anchor-arn {ANCHOR} --profile-arn \
          {PROFILE} --role-arn {ROLE} --endpoint {} --region eu-west-1 --certificate {} --private-key {}\n",
-        Path::new(&helper).display(),
+        helper.display(),
         node.aws.url(),
         path("certificate.pem"),
         path("key.pem")
     );
     node.write("home/.aws/config", &config);
-    node.once(&["--timeout", &format!("{}s", Duration::from_mins(1).as_secs())])
-        .expect(0, &["the credential_process `"]);
+    node.once(&[]).expect(0, &["the credential_process `"]);
 }

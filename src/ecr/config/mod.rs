@@ -16,7 +16,7 @@ use super::environment::Environment;
 use super::files::ReadError;
 use super::refusal::Refusal;
 use super::registry::Region;
-use crate::report::redact::redact;
+use crate::report::redact::{redact, shown_path};
 use std::path::PathBuf;
 
 /// The longest wrong value that is shown.
@@ -75,7 +75,7 @@ pub enum Metadata {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A shared file cannot be read.
-    #[error("{} {problem}{}", path.display(), variable.map(|name| format!(" ({name} names it)")).unwrap_or_default())]
+    #[error("{} {problem}{}", shown_path(path), variable.map(|name| format!(" ({name} names it)")).unwrap_or_default())]
     File {
         /// The file.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum ConfigError {
         problem: ReadError,
     },
     /// A shared file breaks the rules.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown_path(path))]
     Content {
         /// The file.
         path: PathBuf,
@@ -326,7 +326,7 @@ pub fn not_found(profiles: &Profiles, profile: &str) -> String {
     if let Some((place, right)) = profiles.misspelt(profile) {
         return format!("which is not found: the section at {place} must be `{right}`");
     }
-    let paths: Vec<String> = profiles.paths().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = profiles.paths().map(shown_path).collect();
     match paths.as_slice() {
         [] => "but there is no shared credentials or config file: add one, or unset the variable".to_owned(),
         paths => format!("which is not in {}: add it, or correct the name", paths.join(" or ")),

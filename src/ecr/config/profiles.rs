@@ -1,6 +1,7 @@
 //! The profiles in AWS's two shared files: what each setting is, and where it stands.
 
 use super::parse::{ParseError, Section, Setting, parse};
+use crate::report::redact::shown_path;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,7 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} line {}", self.path.display(), self.line)
+        write!(f, "{} line {}", shown_path(&self.path), self.line)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ecr::files::ReadError;
 use crate::ecr::http::request::Request;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::sdk_error::send_refusal;
-use crate::report::redact::{redact, redact_known, remember};
+use crate::report::redact::{redact, redact_known, remember, shown_path};
 use hyper::Uri;
 use secrecy::SecretString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -118,7 +118,7 @@ async fn authorization(
         Authorization::File(path) => path,
     };
     let failed = |problem: &str, passing| Refusal::NoCredentials {
-        reason: format!("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names {}, which {problem}", path.display()),
+        reason: format!("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names {}, which {problem}", shown_path(path)),
         passing,
     };
     let token = context.reader.read(path, MAX_TOKEN).await;

@@ -4,6 +4,7 @@ use super::Obtained;
 use super::key;
 use crate::ecr::files::{ReadError, Reader};
 use crate::ecr::refusal::Refusal;
+use crate::report::redact::shown_path;
 use secrecy::zeroize::Zeroizing;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ const NAMES: [&str; 3] = ["aws_access_key_id", "aws_secret_access_key", "aws_ses
 /// # Errors
 /// When one of the first two is missing or empty, or what they hold is no access key.
 pub async fn read(directory: &Path, reader: &Reader) -> Result<Obtained, Refusal> {
-    let source = format!("--aws-credentials-dir {}", directory.display());
+    let source = format!("--aws-credentials-dir {}", shown_path(directory));
     let failed = |problem: String, passing| Refusal::NoCredentials {
         reason: format!(
             "{source}: {problem}; it must hold the files aws_access_key_id and aws_secret_access_key"
@@ -25,7 +26,7 @@ pub async fn read(directory: &Path, reader: &Reader) -> Result<Obtained, Refusal
         passing,
     };
     let files = reader.read_all(directory, NAMES, MAX_FILE).await.map_err(|(path, error)| {
-        failed(format!("{} {error}", path.display()), matches!(error, ReadError::Hangs))
+        failed(format!("{} {error}", shown_path(&path)), matches!(error, ReadError::Hangs))
     })?;
     let mut texts = [const { None }; 3];
     for ((name, bytes), text) in NAMES.iter().zip(files).zip(&mut texts) {

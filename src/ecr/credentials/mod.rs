@@ -90,9 +90,7 @@ pub async fn obtain(context: Context<'_>, source: &Source) -> Result<Obtained, R
         }
     };
     for role in &source.roles {
-        let arn = role.arn.parse().map_err(|error| {
-            Refusal::no_credentials(&format!("the role at {} cannot be assumed: {error}", role.origin))
-        })?;
+        let arn = sts::role_arn(&role.arn, &role.origin)?;
         let session = role.session_name.as_deref();
         let assumed = sts::assume(context, &arn, session, role.external_id.as_deref(), &obtained).await;
         obtained = assumed.map_err(|refusal| refusal.of_source(&format!("the role at {}", role.origin)))?;

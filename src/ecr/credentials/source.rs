@@ -4,7 +4,7 @@
 use crate::ecr::config::profiles::{Found, FoundKey, Kind};
 use crate::ecr::config::{Config, ConfigError, Metadata, not_found};
 use crate::ecr::refusal::Refusal;
-use crate::report::redact::redact;
+use crate::report::redact::{redact, shown_path};
 use secrecy::SecretString;
 use std::path::PathBuf;
 
@@ -270,7 +270,7 @@ pub fn choose(config: &Config) -> Result<Source, SourceError> {
     match config.metadata()? {
         Metadata::At(url) => Ok(Base::Metadata { url, configured_by: None }.into()),
         Metadata::Disabled(variable) => {
-            let paths: Vec<String> = config.profiles.paths().map(|path| path.display().to_string()).collect();
+            let paths: Vec<String> = config.profiles.paths().map(shown_path).collect();
             let files = match paths.as_slice() {
                 [] => "~/.aws/credentials, ~/.aws/config".to_owned(),
                 paths => format!("credentials of the profile `default` in {}", paths.join(" and ")),

@@ -5,10 +5,10 @@ use crate::ecr::config::Service;
 use crate::ecr::credentials::source::WebIdentity;
 use crate::ecr::files::ReadError;
 use crate::ecr::refusal::{AnswerError, Refusal};
-use crate::ecr::registry::{Region, RoleArn};
+use crate::ecr::registry::{ParseRoleArnError, Region, RoleArn};
 use crate::ecr::sdk::sdk_config;
 use crate::ecr::sdk_error::{Call, refusal};
-use crate::report::redact::{redact_known, remember};
+use crate::report::redact::{redact, redact_known, remember, shown_path};
 use crate::time::clock;
 use aws_sdk_sts::types::AssumedRoleUser;
 
@@ -53,7 +53,7 @@ pub async fn assume(
 pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Result<Obtained, Refusal> {
     let WebIdentity { origin, token_file, role, session_name } = identity;
     let failed = |problem: &str, passing| Refusal::NoCredentials {
-        reason: format!("{origin}: the token file {} {problem}", token_file.display()),
+        reason: format!("{origin}: the token file {} {problem}", shown_path(token_file)),
         passing,
     };
     let token = context.reader.read(token_file, MAX_TOKEN).await;
@@ -63,8 +63,7 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
         return Err(failed("holds no token", false));
     }
     remember(token);
-    let role: RoleArn =
-        role.parse().map_err(|error| Refusal::no_credentials(&format!("{origin}: {error}")))?;
+    let role = role_arn(role, origin)?;
     let region = region(context)?;
     let (sdk, service) =
         sdk_config(context.http, context.config, Service::Sts, region, None, (false, false))?;
@@ -82,6 +81,16 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
     let answer = answer.map_err(|error| refusal(&error, &call, clock::now()))?;
     let credentials = answer.credentials.ok_or(AnswerError::NoRoleCredentials)?;
     obtained(&credentials, answer.assumed_role_user, origin.clone())
+}
+
+/// The role that a variable or a profile names.
+///
+/// # Errors
+/// When it is no ARN of a role.
+pub fn role_arn(text: &str, origin: &str) -> Result<RoleArn, Refusal> {
+    text.parse().map_err(|error: ParseRoleArnError| {
+        Refusal::no_credentials(&format!("{origin}: {}", redact(&error.to_string(), LONGEST_ARN)))
+    })
 }
 
 fn obtained(

@@ -1,6 +1,7 @@
 //! Which certificate authorities are trusted, and their certificates.
 
 use crate::ecr::files::{self, ReadError};
+use crate::report::redact::shown_path;
 use aws_smithy_http_client::tls::TrustStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -38,7 +39,7 @@ pub enum Trust {
 
 /// A file of certificates that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{variable} names {}, which {problem}", path.display())]
+#[error("{variable} names {}, which {problem}", shown_path(path))]
 pub struct TrustError {
     variable: &'static str,
     path: PathBuf,

@@ -24,6 +24,7 @@ use super::files::{Content, ReadError};
 use super::http::request::Request;
 use super::refusal::{Refusal, ahead};
 use super::sdk_error::send_refusal;
+use crate::report::redact::shown_path;
 use crate::time::clock;
 use hyper::Uri;
 use std::path::Path;
@@ -45,9 +46,9 @@ pub async fn obtain(context: Context<'_>, option: &RolesAnywhere) -> Result<Obta
     let identity = ClientIdentity::new(&certificates, key.as_ref().unwrap_or(&certificates), now);
     let identity = identity.map_err(|error| {
         let files = if key.is_some() {
-            format!("{} and {}", option.certificate.display(), option.key.display())
+            format!("{} and {}", shown_path(&option.certificate), shown_path(&option.key))
         } else {
-            option.certificate.display().to_string()
+            shown_path(&option.certificate)
         };
         Refusal::NoCredentials { reason: format!("{files}: {error}"), passing: error.is_passing() }
     })?;
@@ -73,7 +74,7 @@ pub async fn obtain(context: Context<'_>, option: &RolesAnywhere) -> Result<Obta
         return Err(answer.refusal(option, &identity.leaf));
     }
     let (credentials, role) = answer::credentials(&answer.body)?;
-    let source = format!("--roles-anywhere with the certificate {}", option.certificate.display());
+    let source = format!("--roles-anywhere with the certificate {}", shown_path(&option.certificate));
     Ok(Obtained { credentials, source, role: Some(role) })
 }
 
@@ -87,7 +88,7 @@ async fn read(context: Context<'_>, path: &Path) -> Result<Content, Refusal> {
             _ => "",
         };
         let passing = matches!(error, ReadError::Missing | ReadError::Hangs);
-        Refusal::NoCredentials { reason: format!("{} {error}{hint}", path.display()), passing }
+        Refusal::NoCredentials { reason: format!("{} {error}{hint}", shown_path(path)), passing }
     })
 }
 

@@ -1,6 +1,7 @@
 //! The value of `--roles-anywhere`, and the endpoint that belongs to it.
 
 use crate::ecr::registry::{ParseRegionError, ParseRoleArnError, Region, RoleArn};
+use crate::report::redact::shown_path;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -100,7 +101,7 @@ pub enum ParseError {
     #[error("the ARNs of {0} are of different {1}")]
     Differ(&'static str, &'static str),
     /// A relative path.
-    #[error("{} is relative: give an absolute path", .0.display())]
+    #[error("{} is relative: give an absolute path", shown_path(.0))]
     Relative(PathBuf),
 }
 
