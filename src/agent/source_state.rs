@@ -2,7 +2,7 @@
 //!
 //! Pure: `now` and random numbers are arguments.
 
-use crate::ecr::refusal::Refusal;
+use crate::ecr::refusal::{Class, Refusal};
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::Token;
 use crate::report::agent_state::Failure;
@@ -185,7 +185,7 @@ impl SourceState {
         let soonest = now.after(self.pause(now));
         let (publish, retry_in) = match result {
             Ok(token) => {
-                let was_throttled = matches!(self.refusal(), Some(Refusal::Throttled { .. }));
+                let was_throttled = self.refusal().map(Refusal::class) == Some(Class::Throttled);
                 let policy = if was_throttled { &policy.after_a_crowd() } else { policy };
                 self.next = now.until(due(policy, &token, random)).later(soonest);
                 self.reason = Reason::Deadline;

@@ -32,10 +32,10 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-AWS credentials come from --aws-credentials-dir or --roles-anywhere, or else from the first of these that is configured: environment, shared profile, web \
-identity (IRSA), container credentials (EKS Pod Identity, ECS), instance metadata. AWS_ENDPOINT_URL_ECR, \
-AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR \
-mean what they mean to other programs.
+AWS credentials come from --aws-credentials-dir or --roles-anywhere, or else from the first of these that is \
+configured: environment, shared profile, web identity (IRSA), container credentials (EKS Pod Identity, ECS), instance \
+metadata. AWS_ENDPOINT_URL_ECR, AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT, HTTPS_PROXY, NO_PROXY, \
+AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR mean what they mean to other programs.
 
 The API server for pull secrets is the one that KUBECONFIG names, that this pod belongs to, or that ~/.kube/config names.
 

@@ -139,21 +139,6 @@ pub enum Class {
 }
 
 impl Class {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::Credentials,
-        Self::Region,
-        Self::Denied,
-        Self::Clock,
-        Self::Throttled,
-        Self::Unreachable,
-        Self::Untrusted,
-        Self::Settings,
-        Self::Rejected,
-        Self::BadAnswer,
-        Self::Internal,
-    ];
-
     /// The name, as a label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -6,7 +6,8 @@
 use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, Running};
 use crate::serve::{address, get};
-use ecr_emulator::{Api, Fault, Times};
+use ecr_emulator::{Api, Emulator, Fault, Times};
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -151,18 +152,23 @@ const NO_TOKEN: &[&str] = &["EcrNodeCannotPull"];
 
 /// A cause that lies with AWS, from the start, on a node without a token.
 fn refused(fault: Fault, class: &'static str) {
+    let (breaks, heals) = (|aws: &Emulator| aws.fail(Api::Ecr, fault, Times::Always), Emulator::heal);
+    breaks_and_heals(breaks, heals, class);
+}
+
+fn breaks_and_heals(breaks: impl FnOnce(&Emulator), heals: impl FnOnce(&Emulator), class: &'static str) {
     if !all_here(&[Need::Promtool]) {
         return;
     }
     let node = Node::with_auth_file(FOREIGN);
-    node.aws.fail(Api::Ecr, fault, Times::Always);
+    breaks(&node.aws);
     let agent = node.start(&["--listen", "127.0.0.1:0", "--registry", HOST]);
     let address = address(&agent);
     // From the first scrape on.
     let first = get(&address, "/metrics").1;
     assert!(first.contains(&format!("ecr_node_agent_registry_ready{{registry=\"{HOST}\"}} 0")), "{first}");
     assert_named(&node, &agent, &address, &Story { class, alerts: NO_TOKEN }, false);
-    node.aws.heal();
+    heals(&node.aws);
     assert_in_order(&node, &agent, &address);
     agent.stop().expect(0, &[]);
     // The state went with the agent.
@@ -186,8 +192,8 @@ fn ecr_is_unreachable() {
 
 #[test]
 fn the_clock_is_wrong() {
-    let message = "Signature expired: 20261124T100000Z is now earlier than 20261124T110000Z";
-    refused(Fault::error(403, "InvalidSignatureException", message), "clock");
+    let set = |offset| move |aws: &Emulator| aws.set_clock_offset(offset);
+    breaks_and_heals(set(SignedDuration::from_hours(1)), set(SignedDuration::ZERO), "clock");
 }
 
 #[test]
@@ -299,7 +305,7 @@ fn a_public_entry_that_was_removed_is_out_of_the_metrics_too() {
     let end =
         node.document()["ecr-node-agent"]["entries"][registry]["expiresAt"].as_str().unwrap().to_owned();
     #[expect(clippy::disallowed_methods, reason = "test code")]
-    let soon = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60)).strftime("%FT%TZ").to_string();
+    let soon = (jiff::Timestamp::now() + SignedDuration::from_secs(60)).strftime("%FT%TZ").to_string();
     let text = fs::read_to_string(node.auth_file()).unwrap().replace(&end, &soon);
     node.write("kubelet/config.json", &text);
     node.aws.fail(Api::EcrPublic, Fault::access_denied(), Times::Always);
