@@ -2,10 +2,10 @@
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
 use clap::Parser;
-use ecr_emulator::{Api, Emulator, Fault, Options, Times};
+use ecr_emulator::{Api, Emulator, Fault, Options, RolesAnywhere, Times};
 use jiff::SignedDuration;
 use std::{
-    fs::File, io, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf, str::FromStr, thread,
+    fs, fs::File, io, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf, str::FromStr, thread,
     time::Duration,
 };
 
@@ -37,6 +37,9 @@ struct Cli {
     /// accept it.
     #[arg(long, value_name = "FILE")]
     passwords_file: Option<PathBuf>,
+    /// Makes the CA in this file, as PEM, a trust anchor of IAM Roles Anywhere.
+    #[arg(long, value_name = "FILE")]
+    roles_anywhere_ca: Option<PathBuf>,
     /// Makes an API fail, the first N times or always; repeatable.
     ///
     /// APIs: ecr, ecr-public, assume-role, web-identity, roles-anywhere, imds-session, imds-credentials, imds-region, container,
@@ -136,12 +139,27 @@ fn fault_named(name: &str) -> Option<Fault> {
 
 fn main() -> io::Result<()> {
     let cli = Cli::parse();
+    let anchored = |path| {
+        let arn = |name| format!("arn:aws:rolesanywhere:{}:{}:{name}/emulated", cli.region, cli.account);
+        io::Result::Ok(RolesAnywhere {
+            trust_anchor: arn("trust-anchor"),
+            certificates: fs::read_to_string(path)?,
+            profile: arn("profile"),
+            roles: vec![format!("arn:aws:iam::{}:role/node", cli.account)],
+            accepts_session_name: false,
+        })
+    };
+    let roles_anywhere = cli.roles_anywhere_ca.as_ref().map(anchored).transpose()?;
+    let option = roles_anywhere.as_ref().map(|known| {
+        format!("anchor={},profile={},role={}", known.trust_anchor, known.profile, known.roles.concat())
+    });
     let options = Options {
         port: cli.port,
         account: cli.account,
         imds_region: cli.region,
         token_lifetime: cli.token_lifetime,
         clock_offset: cli.clock_offset,
+        roles_anywhere,
         tls: cli.tls_ca_file.is_some().then_some(cli.tls_name),
         ..Options::default()
     };
@@ -162,6 +180,10 @@ fn main() -> io::Result<()> {
     if let Some(path) = &cli.tls_ca_file {
         File::create(path)?.write_all(emulator.ca_pem().as_bytes())?;
         println!("export AWS_CA_BUNDLE={}", path.display());
+    }
+    if let Some(option) = option {
+        println!("# Or, instead of the key, with a certificate of the CA:");
+        println!("#   ECR_NODE_AGENT_ROLES_ANYWHERE={option}");
     }
     println!("# Or, instead of the key, with an instance's role:");
     println!("#   AWS_EC2_METADATA_SERVICE_ENDPOINT={url}");
