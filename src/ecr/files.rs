@@ -81,6 +81,10 @@ impl Reader {
     /// When it cannot be read at once.
     pub async fn read(&self, path: &Path, limit: u64) -> Result<Content, ReadError> {
         let content = read(path, limit).await;
+        if matches!(content, Err(ReadError::Hangs)) {
+            // To read it again would only wait again.
+            return content;
+        }
         self.remember(path, limit, content.as_deref().ok().map(Vec::as_slice));
         content
     }
@@ -96,8 +100,10 @@ impl Reader {
         limit: u64,
     ) -> Result<[Option<Content>; COUNT], (PathBuf, ReadError)> {
         let path = directory.to_owned();
-        let hangs = |error| Err((directory.to_owned(), error));
-        let found = off_thread(move || read_all_now(&path, names, limit)).await.unwrap_or_else(hangs);
+        let found = match off_thread(move || read_all_now(&path, names, limit)).await {
+            Ok(found) => found,
+            Err(error) => return Err((directory.to_owned(), error)),
+        };
         for (number, name) in names.iter().enumerate() {
             let content = found.as_ref().ok().and_then(|found| found[number].as_ref());
             self.remember(&directory.join(name), limit, content.map(|content| content.as_slice()));

@@ -68,7 +68,10 @@ impl TokenStore {
         let region = match ecr.default_region().await {
             Ok(region) => region,
             // Where the region is missing, credentials often are too, and then the operator needs to know both.
-            Err(refusal) => return Err(refusal.and_credentials(ecr.caller(None).await.err())),
+            Err(refusal @ Refusal::NoRegion { .. }) => {
+                return Err(refusal.and_credentials(ecr.caller(None).await.err()));
+            }
+            Err(refusal) => return Err(refusal),
         };
         let source = TokenSource { region, endpoint: Endpoint::STANDARD, role: self.role.clone() };
         Ok(vec![TokenRequest { source, keys: Vec::new() }])

@@ -143,6 +143,38 @@ fn one_shot_commands_give_up_a_file_system_that_hangs() {
 }
 
 #[test]
+fn a_credentials_file_that_hangs_costs_only_its_attempt() {
+    if !all_here(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let mut node = Node::with_auth_file(FOREIGN).without_keys();
+    let hanging = Hanging::new(&node);
+    let file = hanging.mount.join("credentials");
+    let [(id, secret)] = &*ecr_emulator::Options::default().access_keys else { panic!() };
+    let content = format!("[default]\naws_access_key_id={id}\naws_secret_access_key={secret}\n");
+    node.write("hanging/credentials", &content);
+    node.set("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap());
+    hanging.hang();
+    let start = Instant::now();
+    let run = node.once(&["--timeout", "8s"]);
+    run.expect(3, &[file.to_str().unwrap(), "its file system hangs"]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+
+    let agent = node.start(&["--listen", "127.0.0.1:0"]);
+    let address = address(&agent);
+    agent.wait("a failure", || get(&address, "/readyz").1.contains("its file system hangs"));
+    assert_eq!(get(&address, "/healthz").0, 200);
+    hanging.go_on();
+    agent.wait("our token", || has_token(&node, &node.auth_file()));
+    // With a token in the file, nothing but the next token depends on the credentials.
+    hanging.hang();
+    agent.signal(Signal::SIGHUP);
+    assert_works(&node, &agent, &address);
+    hanging.go_on();
+    agent.ended().expect(0, &["stopping"]);
+}
+
+#[test]
 fn a_lock_on_one_directory_delays_no_other_file() {
     let node = Node::with_auth_file(FOREIGN);
     fs::create_dir(node.path("other")).unwrap();
