@@ -252,6 +252,10 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
                 _ if !on_node => &[],
                 "k0s" => &["/var/lib/k0s/kubelet"],
                 "kops" => &["/var/lib/kubelet", "/root/.docker"],
+                // Linked, and the kubelet's certificate.
+                "roles-anywhere" => {
+                    &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/var/lib/kubelet/pki"]
+                }
                 "uninstall" if workload["metadata"]["name"] != NAMESPACE => {
                     &["/var/lib/kubelet", "/root/.docker"]
                 }
