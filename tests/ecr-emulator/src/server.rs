@@ -123,12 +123,14 @@ async fn answer(
             "ecr-emulator: the request's body is longer than 1 MiB, or broken off\n",
         );
     };
+    // Read before the request is judged: a refusal for its time never comes with a date that the clock was set to since.
+    let now = world.now();
     let mut answer = route(&world, &Asked { parts, body }, &connection).await;
     let headers = answer.headers_mut();
     if let Ok(id) = HeaderValue::try_from(random_request_id()) {
         headers.insert("x-amzn-requestid", id);
     }
-    let date = rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&world.now());
+    let date = rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now);
     if let Some(date) = date.ok().and_then(|date| HeaderValue::try_from(date).ok()) {
         headers.insert(DATE, date);
     }
