@@ -161,6 +161,7 @@ impl Case {
 }
 
 /// Each variable and each file, present, empty and broken, alone and in pairs that matter.
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn cases() -> Vec<Case> {
     let utf16 = |text: &str| -> Vec<u8> {
         [0xFF, 0xFE].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()

@@ -334,6 +334,49 @@ fn the_pattern_of_the_runbook_is_understood() {
     }
 }
 
+/// The metrics of an agent whose calls to ECR meet the fault.
+fn scrape_of(fault: Option<Fault>) -> String {
+    let node = Node::new();
+    if let Some(fault) = fault {
+        node.aws.fail(Api::Ecr, fault, Times::Always);
+    }
+    let agent = node.start(&["--listen", "127.0.0.1:0", "--registry", HOST]);
+    let address = address(&agent);
+    let settled = |metrics: &str| {
+        metrics.contains("registry_ready{registry=\"1234") && metrics.contains("refreshes_total{")
+    };
+    agent.wait("an attempt", || settled(&get(&address, "/metrics").1));
+    agent.wait("a result", || {
+        let metrics = get(&address, "/metrics").1;
+        metrics.contains("} 1\n")
+            && (metrics.contains("class=\"") || metrics.contains("token_expiry_timestamp_seconds{"))
+    });
+    let scrape = get(&address, "/metrics").1;
+    agent.stop().expect(0, &[]);
+    scrape
+}
+
+fn dashboard() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset/chart/files/dashboard.json");
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The queries of each panel, with values in the places of the dashboard's variables.
+fn queries_of(board: &Value) -> BTreeMap<String, Vec<String>> {
+    let mut queries: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for panel in board["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            let query = query
+                .replace("$__rate_interval", "5m")
+                .replace("=~\"$job\"", "=~\".*\"")
+                .replace("=~\"$node\"", "=~\".*\"");
+            queries.entry(panel["title"].as_str().unwrap().to_owned()).or_default().push(query);
+        }
+    }
+    queries
+}
+
 /// Every query of the dashboard and every alert, over the series of a fleet of 200 nodes that the program's own output was
 /// copied to: 180 in order, 20 without a token.
 #[test]
@@ -341,26 +384,6 @@ fn a_fleet_of_200_nodes_raises_one_alert_and_fills_the_dashboard() {
     if !all_here(&[Need::Promtool]) {
         return;
     }
-    let scrape_of = |fault: Option<Fault>| {
-        let node = Node::new();
-        if let Some(fault) = fault {
-            node.aws.fail(Api::Ecr, fault, Times::Always);
-        }
-        let agent = node.start(&["--listen", "127.0.0.1:0", "--registry", HOST]);
-        let address = address(&agent);
-        let settled = |metrics: &str| {
-            metrics.contains("registry_ready{registry=\"1234") && metrics.contains("refreshes_total{")
-        };
-        agent.wait("an attempt", || settled(&get(&address, "/metrics").1));
-        agent.wait("a result", || {
-            let metrics = get(&address, "/metrics").1;
-            metrics.contains("} 1\n")
-                && (metrics.contains("class=\"") || metrics.contains("token_expiry_timestamp_seconds{"))
-        });
-        let scrape = get(&address, "/metrics").1;
-        agent.stop().expect(0, &[]);
-        scrape
-    };
     let (good, bad) = (scrape_of(None), scrape_of(Some(Fault::access_denied())));
     let at = now();
     let fleet: Vec<Value> = (0..200)
@@ -377,21 +400,8 @@ fn a_fleet_of_200_nodes_raises_one_alert_and_fills_the_dashboard() {
         })
         .collect();
 
-    let board = fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset/chart/files/dashboard.json"),
-    );
-    let board: Value = serde_json::from_str(&board.unwrap()).unwrap();
-    let mut queries: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for panel in board["panels"].as_array().unwrap() {
-        for target in panel["targets"].as_array().unwrap() {
-            let query = target["expr"].as_str().unwrap();
-            let query = query
-                .replace("$__rate_interval", "5m")
-                .replace("=~\"$job\"", "=~\".*\"")
-                .replace("=~\"$node\"", "=~\".*\"");
-            queries.entry(panel["title"].as_str().unwrap().to_owned()).or_default().push(query);
-        }
-    }
+    let board = dashboard();
+    let queries = queries_of(&board);
     let count = |query: &str, series: u32| {
         json!({
             "expr": format!("count({query}) or vector(0)"), "eval_time": "30m",
