@@ -4,9 +4,9 @@
 
 use crate::auth_file::publish::Published;
 use crate::auth_file::{AuthFile, AuthFileError, Effect, Outcome, PublishOptions};
-use crate::docker_config::document::own_records;
 use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::Wanted;
+use crate::docker_config::parse::own_records;
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::time::timer::{Deadline, Now};
@@ -138,7 +138,7 @@ impl AuthFiles {
             let state = &mut self.files[number];
             state.writing_since = Some(now);
             let (file, wanted) = (state.file.clone(), Arc::clone(&wanted));
-            let options = PublishOptions { now: now.wall, dry_run: false, mode: state.mode };
+            let options = PublishOptions { now: now.wall, dry_run: false, explicit: false, mode: state.mode };
             self.writes.spawn(async move {
                 let write = tokio::task::spawn_blocking(move || {
                     if only_read { read(&file) } else { file.publish(&wanted, options) }

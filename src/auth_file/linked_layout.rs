@@ -8,8 +8,8 @@ use super::replace::{Found, LockedDirectory, ReplaceError, StepError, read_bound
 use super::{
     AuthFile, AuthFileError, DIRECTORY, Effect, Link, MAX_SIZE, Note, Outcome, PublishOptions, keep_copy,
 };
-use crate::docker_config::document::{self, Parsed};
 use crate::docker_config::merge::adds_nothing;
+use crate::docker_config::parse::{self, Parsed};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode};
@@ -64,7 +64,7 @@ impl AuthFile {
     /// Where that is not safe, or fails. Then the kubelet reads what it read before.
     pub fn link(&self, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
         self.refuse_openshift()?;
-        let manner = PublishOptions { now, dry_run, mode: None };
+        let manner = PublishOptions { now, dry_run, explicit: false, mode: None };
         let aim = if dry_run { Aim::SayLink } else { Aim::Link };
         let place = self.place(aim)?;
         let linked = match &place.standing {
@@ -378,8 +378,8 @@ fn is_superseded(file: &Inside, plain: &File, stat: &FileStat) -> bool {
         return true;
     }
     let Ok(Some(bytes)) = read_bounded(plain, stat, MAX_SIZE) else { return false };
-    let whole = |parsed: &Parsed<'_>| parsed.spoilt.is_empty();
-    match (document::parse(&file.bytes), document::parse(&bytes)) {
+    let whole = |parsed: &Parsed<'_>| parsed.defects.is_empty();
+    match (parse::parse(&file.bytes), parse::parse(&bytes)) {
         (Ok(old), Ok(new)) if whole(&old) && whole(&new) => adds_nothing(&old.document, &new.document),
         _ => false,
     }

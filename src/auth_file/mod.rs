@@ -8,10 +8,11 @@ pub mod publish;
 pub mod replace;
 
 use self::replace::{Found as OnDisk, LockedDirectory, ReplaceError, StepError, read_bounded, set_mode};
-use crate::docker_config::document::{self, Document, Parsed, Shape, Spoilt, Unusable};
+use crate::docker_config::document::Document;
 use crate::docker_config::key::shown;
 use crate::docker_config::ledger::Record;
-use crate::docker_config::merge::{self, Changes, Found, Plan, Wanted};
+use crate::docker_config::merge::{self, Changes, Origin, Plan, Wanted};
+use crate::docker_config::parse::{self, Defect, ParseError, Parsed, Shape};
 use crate::docker_config::search::{Content, Kubelet, Place};
 use jiff::Timestamp;
 use nix::fcntl::{AtFlags, readlinkat};
@@ -58,6 +59,9 @@ pub struct PublishOptions {
     pub now: Timestamp,
     /// Change nothing, only say what would change.
     pub dry_run: bool,
+    /// Whether the tokens are written even if the file holds one that outranks them, as after `--once` or SIGHUP: an
+    /// explicit refresh writes what it fetched.
+    pub explicit: bool,
     /// The permission bits that the file had when we last saw it; others are drift.
     pub mode: Option<u32>,
 }
@@ -279,11 +283,15 @@ impl AuthFile {
         let hidden;
         let mut along = BTreeMap::new();
         // A file that the kubelet did not accept hid nothing so far; ours will.
-        if found != Found::Whole && !wanted.entries.is_empty() {
+        if found != Origin::File && !wanted.entries.is_empty() {
             hidden = self.hidden();
             along = take_along(&mut document, hidden.as_ref(), &mut notes);
         }
-        let plan = merge::plan(document, wanted, found, along);
+        let plan = merge::plan(
+            document,
+            wanted,
+            merge::MergeInput { origin: found, copied: along, explicit: manner.explicit, now: manner.now },
+        );
         self.carry_out(opened, &plan, reasons, manner, notes)
     }
 
@@ -315,7 +323,7 @@ impl AuthFile {
             Err(AuthFileError::CannotCarry { .. }) => return Ok(unchanged(Vec::new())),
             judged => judged?,
         };
-        if is_read && found == Found::Whole {
+        if is_read && found == Origin::File {
             return Ok(unchanged(Vec::new()));
         }
         let mut notes = Vec::new();
@@ -324,7 +332,7 @@ impl AuthFile {
         if along.is_empty() {
             return Ok(unchanged(notes));
         }
-        let plan = merge::bring_along(document, found, along);
+        let plan = merge::plan_copied(document, found, along);
         self.carry_out(opened, &plan, reasons, manner, notes)
     }
 
@@ -336,7 +344,7 @@ impl AuthFile {
         let opened = self.open(dry_run)?;
         let (document, found, reasons) = self.judge(&opened)?;
         // What the kubelet ignores serves nobody: without entries of ours in it, it is not ours to mend.
-        if found == Found::Nothing || document.ledger().is_none() {
+        if found == Origin::Nothing || document.ledger().is_none() {
             return Ok(Outcome {
                 mode: None,
                 effect: Effect::Unchanged,
@@ -346,8 +354,14 @@ impl AuthFile {
             });
         }
         let hides_another = self.hidden().is_some_and(|hidden| hidden.document().is_ok());
-        let plan = merge::remove(document, hides_another);
-        self.carry_out(opened, &plan, reasons, PublishOptions { now, dry_run, mode: None }, Vec::new())
+        let plan = merge::remove(document, hides_another, &[]);
+        self.carry_out(
+            opened,
+            &plan,
+            reasons,
+            PublishOptions { now, dry_run, explicit: false, mode: None },
+            Vec::new(),
+        )
     }
 
     /// Reads the file without a lock, for telling people what it holds. `None` where there is none.
@@ -456,22 +470,22 @@ impl AuthFile {
     }
 
     /// The document in the file, how it came about, and why the kubelet ignores the file, if it does.
-    fn judge<'a>(&self, opened: &'a Opened) -> Result<(Document<'a>, Found, Vec<String>), AuthFileError> {
+    fn judge<'a>(&self, opened: &'a Opened) -> Result<(Document<'a>, Origin, Vec<String>), AuthFileError> {
         if opened.on_disk.is_none() || opened.bytes.trim_ascii().is_empty() {
-            return Ok((Document::default(), Found::Nothing, Vec::new()));
+            return Ok((Document::default(), Origin::Nothing, Vec::new()));
         }
-        match document::parse(&opened.bytes) {
-            Ok(Parsed { document, spoilt, .. }) if spoilt.is_empty() => {
-                Ok((document, Found::Whole, Vec::new()))
+        match parse::parse(&opened.bytes) {
+            Ok(Parsed { document, defects, .. }) if defects.is_empty() => {
+                Ok((document, Origin::File, Vec::new()))
             }
-            Ok(Parsed { document, spoilt, .. }) => {
-                Ok((document, Found::Spoilt, spoilt.iter().map(Spoilt::to_string).collect()))
+            Ok(Parsed { document, defects, .. }) => {
+                Ok((document, Origin::Repaired, defects.iter().map(Defect::to_string).collect()))
             }
-            Err(Unusable::CannotCarry(why)) => {
+            Err(ParseError::CannotPreserve(why)) => {
                 Err(AuthFileError::CannotCarry { path: self.path.clone(), why })
             }
-            Err(invalid @ Unusable::Invalid(_)) => {
-                Ok((Document::default(), Found::Spoilt, vec![invalid.to_string()]))
+            Err(invalid @ ParseError::Invalid(_)) => {
+                Ok((Document::default(), Origin::Repaired, vec![invalid.to_string()]))
             }
         }
     }
@@ -532,8 +546,8 @@ impl AuthFile {
             && (found.is_some() || effect != Effect::Unchanged))
             .then_some(mode);
         let records = match plan {
-            Plan::Keep => document::own_records(&bytes),
-            Plan::Replace(new, _) => document::own_records(new),
+            Plan::Keep => parse::own_records(&bytes),
+            Plan::Replace(new, _) => parse::own_records(new),
             Plan::Delete(_) => BTreeMap::new(),
         };
         Ok(Outcome { mode, effect, link: None, records, notes })
@@ -644,7 +658,7 @@ fn take_along<'a>(
     let Some(hidden) = hidden else { return BTreeMap::new() };
     match hidden.document() {
         Ok(other) => {
-            let along = document.take_along(&other);
+            let along = document.copy_entries(&other);
             if !along.is_empty() {
                 let keys = along.keys().map(|key| shown(key)).collect();
                 notes.push(Note::TakenAlong { from: hidden.path.clone(), keys });
@@ -676,13 +690,13 @@ impl Hidden {
     fn document(&self) -> Result<Document<'_>, NotADocument> {
         let bytes = self.bytes.as_ref().map_err(|why| NotADocument::Unreadable(why.clone()))?;
         let parsed = match self.shape {
-            Shape::DockerConfig => document::parse(bytes),
-            Shape::Legacy => document::parse_legacy(bytes),
+            Shape::DockerConfig => parse::parse(bytes),
+            Shape::Legacy => parse::parse_legacy(bytes),
         };
         match parsed {
-            Ok(Parsed { document, spoilt, .. }) if spoilt.is_empty() => Ok(document),
-            Ok(_) | Err(Unusable::Invalid(_)) => Err(NotADocument::Ignored),
-            Err(Unusable::CannotCarry(why)) => Err(NotADocument::Unreadable(why.to_owned())),
+            Ok(Parsed { document, defects, .. }) if defects.is_empty() => Ok(document),
+            Ok(_) | Err(ParseError::Invalid(_)) => Err(NotADocument::Ignored),
+            Err(ParseError::CannotPreserve(why)) => Err(NotADocument::Unreadable(why.to_owned())),
         }
     }
 }

@@ -60,7 +60,7 @@ async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     if wanted.entries.is_empty() && wanted.lapse.is_empty() {
         return round;
     }
-    let options = PublishOptions { now: clock::now(), dry_run: settings.dry_run, mode: None };
+    let options = PublishOptions { now: clock::now(), dry_run: settings.dry_run, explicit: true, mode: None };
     let wanted = Arc::new(wanted);
     let for_files = Arc::clone(&wanted);
     let publish = move |file: &AuthFile| file.publish(&for_files, options);

@@ -1,26 +1,27 @@
-//! A whole docker config: parsed and judged by the kubelet's rules, serialised again without a change to what is not
-//! ours.
+//! A docker config: what the kubelet would read in it, and the same text again without a change to foreign content.
 //!
-//! Values that are not ours are kept as the text they were, so numbers, escapes, doubles and fields that nobody here
-//! knows survive. What the kubelet would not accept is reported; what it accepts and we could not carry over
-//! faithfully is [`Unusable::CannotCarry`].
+//! Values that the agent did not write are kept as their JSON text. So numbers, escapes, repeated names and unknown fields
+//! survive unchanged. [`parse`](super::parse) makes documents.
 
-use super::entry::{self, Credentials, EntryProblem};
-use super::json::{self, Member};
+use super::entry::{self, Credentials};
+use super::json;
 use super::key;
-use super::ledger::{self, Ledger, Record};
+use super::ledger::{self, Created, Ledger, Record};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::OnceLock;
 
 /// A docker config that the kubelet accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Document<'a> {
-    pub(super) members: Vec<(Name<'a>, Part<'a>)>,
+    members: Vec<(Name<'a>, Part<'a>)>,
+    /// For each key, the place of its last entry. Built when it is first needed.
+    last: OnceLock<HashMap<String, usize>>,
 }
 
-/// An object's name: as JSON text, and as Go decodes it.
+/// An object's name: its JSON text, and its value as Go decodes it.
 #[derive(Debug, Clone)]
 pub(super) struct Name<'a> {
     json: Cow<'a, str>,
@@ -30,220 +31,27 @@ pub(super) struct Name<'a> {
 /// The value of one top-level member.
 #[derive(Debug, Clone)]
 pub(super) enum Part<'a> {
-    /// Not ours to look at: the value's text.
+    /// Foreign content: the value's text.
     Foreign(&'a str),
     /// `auths`.
     Auths(Vec<(Name<'a>, Entry<'a>)>),
     /// `"auths": null`.
     NullAuths,
-    /// Our own key, where it could be read.
+    /// The agent's own key; `None` if it could not be read.
     Ledger(Option<Ledger>),
 }
 
 /// One entry under `auths`.
 #[derive(Debug, Clone)]
 pub(super) enum Entry<'a> {
-    /// As it was: the value's text, which the kubelet can decode.
-    AsItWas(&'a str),
-    /// Ours: the base64 of `user:password`.
-    Ours(SecretString),
-}
-
-/// A document, and what had to be left out so that the kubelet accepts it.
-#[derive(Debug)]
-pub struct Parsed<'a> {
-    /// The good rest.
-    pub document: Document<'a>,
-    /// What spoils the file for the kubelet; empty for a file that it accepts.
-    pub spoilt: Vec<Spoilt>,
-    /// What the kubelet accepts here, and we could not write again as it is.
-    not_to_carry: Option<&'static str>,
-}
-
-/// Which of its two kinds of files the kubelet reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// `config.json`, whose entries stand under `auths`.
-    DockerConfig,
-    /// `.dockercfg`, whose entries stand at the top level.
-    Legacy,
-}
-
-/// Something that makes the kubelet ignore a whole file.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Spoilt {
-    /// An entry that it cannot decode.
-    #[error("the entry `{}` cannot be decoded: {problem}", key::shown(key))]
-    Entry {
-        /// Its key under `auths`.
-        key: String,
-        /// What is wrong with it.
-        problem: EntryProblem,
-    },
-    /// `auths` holds neither an object nor null.
-    #[error("`auths` is no JSON object")]
-    Auths,
-    /// `HttpHeaders` must hold strings.
-    #[error("`HttpHeaders` is no JSON object of strings")]
-    HttpHeaders,
-}
-
-/// Why there is no document to work with.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Unusable {
-    /// The kubelet ignores this file: it can be set aside, and nothing that worked is lost.
-    #[error("it is no docker config: {0}")]
-    Invalid(String),
-    /// The kubelet reads this file, but we could not write it again as it is: nobody touches it.
-    #[error("{0}")]
-    CannotCarry(&'static str),
-}
-
-/// Parses what stands in an auth file.
-///
-/// # Errors
-/// Where there is nothing to merge into. An empty file is [`Unusable::Invalid`], as it is for the kubelet.
-pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
-    let text = match text_of(bytes) {
-        Ok(text) => text,
-        Err(replaced) => return Err(not_utf8(parse_text(&replaced))),
-    };
-    let parsed = parse_text(text)?;
-    match parsed.not_to_carry {
-        Some(why) => Err(parsed.unusable(why)),
-        None => Ok(parsed),
-    }
-}
-
-/// Parses for reading alone: what could not be written again as it is does not count. `text` is the file's, as Go reads
-/// it ([`json::replaced`]).
-///
-/// # Errors
-/// [`Unusable::Invalid`], where the kubelet would not read it.
-pub(super) fn parse_to_read(text: &str, shape: Shape) -> Result<Parsed<'_>, Unusable> {
-    match shape {
-        Shape::DockerConfig => parse_text(text),
-        Shape::Legacy => parse_legacy_text(text),
-    }
-}
-
-fn parse_text(text: &str) -> Result<Parsed<'_>, Unusable> {
-    if json::too_deep(text) {
-        return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
-    }
-    let mut parsed = Parsed { document: Document::default(), spoilt: Vec::new(), not_to_carry: None };
-    if json::trim(text) == "null" {
-        return Ok(parsed);
-    }
-    let mut later_version = false;
-    for member in members(text)? {
-        let name = Name::read(member.name);
-        let part = if json::is_field(&name.text, "auths") {
-            parse_auths(member.value, &mut parsed.spoilt)
-        } else if name.text == ledger::KEY {
-            later_version |= ledger::is_of_a_later_version(member.value);
-            Some(Part::Ledger(Ledger::from_json(member.value)))
-        } else if json::is_field(&name.text, "httpheaders") && !is_object_of_strings(member.value) {
-            parsed.spoilt.push(Spoilt::HttpHeaders);
-            None
-        } else {
-            Some(Part::Foreign(member.value))
-        };
-        parsed.document.members.extend(part.map(|part| (name, part)));
-    }
-    if parsed.document.members.iter().filter(|(_, part)| part.is_auths()).count() > 1 {
-        parsed.not_to_carry = Some("`auths` stands in it more than once, which the kubelet merges");
-    } else if later_version {
-        parsed.not_to_carry = Some("its `ecr-node-agent` was written by a later version of this program");
-    }
-    Ok(parsed)
-}
-
-/// Parses a legacy `.dockercfg`, whose entries stand at the top level, without `auths`.
-///
-/// # Errors
-/// Where the kubelet would not read it: it must be a JSON object.
-pub fn parse_legacy(bytes: &[u8]) -> Result<Parsed<'_>, Unusable> {
-    let text = match text_of(bytes) {
-        Ok(text) => text,
-        Err(replaced) => return Err(not_utf8(parse_legacy_text(&replaced))),
-    };
-    parse_legacy_text(text)
-}
-
-fn parse_legacy_text(text: &str) -> Result<Parsed<'_>, Unusable> {
-    if json::too_deep(text) {
-        return Err(Unusable::Invalid("nested deeper than 10,000 levels".to_owned()));
-    }
-    let mut spoilt = Vec::new();
-    let part = parse_auths(json::trim(text), &mut spoilt)
-        .ok_or_else(|| Unusable::Invalid("it is no object of entries".to_owned()))?;
-    let document = Document { members: vec![(Name::new("auths"), part)] };
-    Ok(Parsed { document, spoilt, not_to_carry: None })
-}
-
-fn members(text: &str) -> Result<Vec<Member<'_>>, Unusable> {
-    // The parser's own message would show a value of the wrong type, which may be a token.
-    if !text.trim_start().starts_with('{') {
-        return Err(Unusable::Invalid("it does not begin with `{`".to_owned()));
-    }
-    json::members(text).map_err(|error| {
-        let what = if error.is_eof() { "it ends too early, at" } else { "there is an error in" };
-        Unusable::Invalid(format!("{what} line {} column {}", error.line(), error.column()))
-    })
-}
-
-/// The text of a file, or, where it is not UTF-8, the text as Go would read it.
-fn text_of(bytes: &[u8]) -> Result<&str, Zeroizing<String>> {
-    // Go reads invalid UTF-8 inside a string as U+FFFD. Outside a string it is a syntax error, replaced or not.
-    std::str::from_utf8(bytes).map_err(|_| json::replaced(bytes))
-}
-
-/// What becomes of a file that is not UTF-8: if the kubelet accepts it, nobody touches it.
-fn not_utf8(parsed: Result<Parsed<'_>, Unusable>) -> Unusable {
-    match parsed {
-        Ok(parsed) => parsed.unusable("it holds invalid UTF-8, which the kubelet accepts and we cannot keep"),
-        Err(unusable) => unusable,
-    }
-}
-
-impl Parsed<'_> {
-    /// Why there is no document to work with, where `why` is in the way of writing it again: a file that the kubelet
-    /// ignores anyway can be set aside as a whole.
-    fn unusable(&self, why: &'static str) -> Unusable {
-        match self.spoilt.first() {
-            Some(spoilt) => Unusable::Invalid(spoilt.to_string()),
-            None => Unusable::CannotCarry(why),
-        }
-    }
-}
-
-fn parse_auths<'a>(text: &'a str, spoilt: &mut Vec<Spoilt>) -> Option<Part<'a>> {
-    if text == "null" {
-        return Some(Part::NullAuths);
-    }
-    let Ok(members) = json::members(text) else {
-        spoilt.push(Spoilt::Auths);
-        return None;
-    };
-    let mut entries = Vec::new();
-    for member in members {
-        let name = Name::read(member.name);
-        match entry::decode(member.value) {
-            Ok(_) => entries.push((name, Entry::AsItWas(member.value))),
-            Err(problem) => spoilt.push(Spoilt::Entry { key: name.text, problem }),
-        }
-    }
-    Some(Part::Auths(entries))
-}
-
-fn is_object_of_strings(text: &str) -> bool {
-    let is_string = |member: &Member<'_>| member.value.starts_with('"') || member.value == "null";
-    text == "null" || json::members(text).is_ok_and(|members| members.iter().all(is_string))
+    /// An entry from the file: the value's text, which the kubelet can decode.
+    FromFile(&'a str),
+    /// An entry that the agent writes: the base64 of `user:password`.
+    New(SecretString),
 }
 
 impl<'a> Name<'a> {
-    fn read(json: &'a str) -> Self {
+    pub(super) fn read(json: &'a str) -> Self {
         Self { json: Cow::Borrowed(json), text: json::string(json).unwrap_or_default() }
     }
 
@@ -259,49 +67,47 @@ impl Part<'_> {
 }
 
 impl Entry<'_> {
-    /// Whether this entry says `{"auth": <auth>}` and nothing else.
-    pub(super) fn says_just(&self, auth: &SecretString) -> bool {
-        match self {
-            Self::Ours(ours) => ours.expose_secret() == auth.expose_secret(),
-            Self::AsItWas(text) => {
-                plain_auth(text).is_some_and(|found| found.expose_secret() == auth.expose_secret())
-            }
-        }
+    /// Whether this entry is `{"auth": <auth>}` and nothing else.
+    pub(super) fn is_just(&self, auth: &SecretString) -> bool {
+        self.plain_auth().is_some_and(|found| found.expose_secret() == auth.expose_secret())
     }
 
-    /// What tells this entry from another: of one as we write it the digest of its `auth`, else of all its text.
+    /// The digest of the entry: of its `auth` if it holds nothing else, as the agent writes entries, otherwise of its text.
     pub(super) fn digest(&self) -> String {
-        match self {
-            Self::Ours(auth) => ledger::digest(auth.expose_secret()),
-            Self::AsItWas(text) => match plain_auth(text) {
-                Some(auth) => ledger::digest(auth.expose_secret()),
-                None => ledger::digest(text),
-            },
+        match (self.plain_auth(), self) {
+            (Some(auth), _) => ledger::digest(auth.expose_secret()),
+            (None, Self::FromFile(text)) => ledger::digest(text),
+            (None, Self::New(auth)) => ledger::digest(auth.expose_secret()),
         }
     }
 
-    /// User and password in this entry, as the kubelet decodes them.
+    /// User and password of this entry, as the kubelet decodes them.
     pub(super) fn credentials(&self) -> Option<Credentials> {
         match self {
-            Self::Ours(auth) => entry::decode_auth(auth).ok(),
-            Self::AsItWas(text) => entry::decode(text).ok(),
+            Self::New(auth) => entry::decode_auth(auth).ok(),
+            Self::FromFile(text) => entry::decode(text).ok(),
         }
     }
-}
 
-/// The records of the entries that are ours in a document: those whose content is what we wrote. Empty where the document
-/// cannot be read.
-#[must_use]
-pub fn own_records(bytes: &[u8]) -> BTreeMap<String, Record> {
-    let Ok(parsed) = parse(bytes) else { return BTreeMap::new() };
-    let Some(ledger) = parsed.document.ledger() else { return BTreeMap::new() };
-    let is_ours = |key: &str, record: &Record| parsed.document.digest(key).as_ref() == Some(&record.digest);
-    let own = ledger.entries.iter().filter(|(key, record)| is_ours(key, record));
-    own.map(|(key, record)| (key.clone(), record.clone())).collect()
+    /// The entry's `auth`, if the entry holds nothing else.
+    fn plain_auth(&self) -> Option<SecretString> {
+        let text = match self {
+            Self::New(auth) => return Some(auth.clone()),
+            Self::FromFile(text) => text,
+        };
+        match json::members(text).ok()?.as_slice() {
+            [only] if only.name == "\"auth\"" => json::string(only.value).map(SecretString::from),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Document<'a> {
-    /// What the document remembers for us, where it remembers anything.
+    pub(super) fn of(members: Vec<(Name<'a>, Part<'a>)>) -> Self {
+        Self { members, last: OnceLock::new() }
+    }
+
+    /// The agent's ledger, if the document has one that can be read.
     #[must_use]
     pub fn ledger(&self) -> Option<&Ledger> {
         self.members.iter().rev().find_map(|(_, part)| match part {
@@ -310,11 +116,19 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// What tells the entry under `key` from another, if there is one.
+    /// The records of the entries whose content is what the agent wrote.
+    #[must_use]
+    pub fn own_records(&self) -> BTreeMap<String, Record> {
+        let Some(ledger) = self.ledger() else { return BTreeMap::new() };
+        let is_own = |key: &str, record: &Record| self.digest(key).as_ref() == Some(&record.digest);
+        let own = ledger.entries.iter().filter(|(key, record)| is_own(key, record));
+        own.map(|(key, record)| (key.clone(), record.clone())).collect()
+    }
+
+    /// The digest of the entry under `key`, if there is one.
     #[must_use]
     pub fn digest(&self, key: &str) -> Option<String> {
-        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
-        Some(entry.digest())
+        self.entry(key).map(Entry::digest)
     }
 
     /// The keys under `auths`, in the document's order.
@@ -322,50 +136,66 @@ impl<'a> Document<'a> {
         self.entries().iter().map(|(name, _)| name.text.as_str())
     }
 
-    /// The credentials under `key`, which must be spelt as it stands there. Of doubles the last counts, as for Go.
+    /// The credentials under `key`, which must be spelt exactly as in the document. If the key is repeated, its last entry
+    /// counts, as for Go.
     #[must_use]
     pub fn credentials(&self, key: &str) -> Option<Credentials> {
-        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
-        entry.credentials()
+        self.entry(key).and_then(Entry::credentials)
     }
 
-    /// The `auth` under `key`, where that is all that stands there: an entry as we write it.
+    /// The `auth` under `key`, if the entry holds nothing else, as the agent writes entries.
     #[must_use]
     pub fn plain_auth(&self, key: &str) -> Option<SecretString> {
-        let (_, entry) = self.entries().iter().rev().find(|(name, _)| name.text == key)?;
-        match entry {
-            Entry::Ours(auth) => Some(auth.clone()),
-            Entry::AsItWas(text) => plain_auth(text),
-        }
+        self.entry(key).and_then(Entry::plain_auth)
     }
 
-    /// Whether nothing is in it that anybody put there.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+    fn entry(&self, key: &str) -> Option<&Entry<'a>> {
+        let index = || -> HashMap<String, usize> {
+            self.keys().enumerate().map(|(place, key)| (key.to_owned(), place)).collect()
+        };
+        let place = *self.last.get_or_init(index).get(key)?;
+        self.entries().get(place).map(|(_, entry)| entry)
     }
 
-    /// Takes over the entries of `other`, except those for registries that are here already. Returns their keys, with a
-    /// digest of each entry.
-    pub fn take_along(&mut self, other: &Document<'a>) -> BTreeMap<String, String> {
-        let here: Vec<_> = self.keys().map(key::index_key).collect();
-        let along: Vec<_> =
+    /// Copies the entries of `other`, except those for registries that this document has already. Returns the copied keys,
+    /// with the digest of each entry.
+    pub fn copy_entries(&mut self, other: &Document<'a>) -> BTreeMap<String, String> {
+        let here: HashSet<_> = self.keys().map(key::index_key).collect();
+        let copied: Vec<_> =
             other.entries().iter().filter(|(name, _)| !here.contains(&key::index_key(&name.text))).collect();
-        let keys = along.iter().map(|(name, entry)| (name.text.clone(), entry.digest())).collect();
-        if !along.is_empty() {
-            self.auths_mut().0.extend(along.into_iter().cloned());
+        let keys = copied.iter().map(|(name, entry)| (name.text.clone(), entry.digest())).collect();
+        if !copied.is_empty() {
+            self.auths_mut().0.extend(copied.into_iter().cloned());
         }
         keys
     }
 
-    /// Whether there is more in it than `auths`.
+    /// Whether the document has top-level fields besides `auths` and the ledger.
     #[must_use]
     pub fn has_other_fields(&self) -> bool {
-        self.members.iter().any(|(_, part)| matches!(part, Part::Foreign(_)))
+        self.other_fields().next().is_some()
     }
 
-    /// The entries that the kubelet ends up with: of doubles the last, and of several `auths` their union since the last
-    /// one that is null.
+    /// Name and text of the top-level fields besides `auths` and the ledger.
+    pub(super) fn other_fields(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.members.iter().filter_map(|(name, part)| match part {
+            Part::Foreign(text) => Some((name.text.as_str(), *text)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn members_mut(&mut self) -> &mut Vec<(Name<'a>, Part<'a>)> {
+        self.last.take();
+        &mut self.members
+    }
+
+    /// How many of the top-level members are `auths`. Go merges them.
+    pub(super) fn count_auths(&self) -> usize {
+        self.members.iter().filter(|(_, part)| part.is_auths()).count()
+    }
+
+    /// The entries that the kubelet ends up with: the last of repeated keys, and the union of several `auths` since the
+    /// last one that is null.
     pub(super) fn all_entries(&self) -> BTreeMap<&str, &Entry<'a>> {
         let mut all = BTreeMap::new();
         for (_, part) in &self.members {
@@ -388,30 +218,48 @@ impl<'a> Document<'a> {
         auths.unwrap_or_default()
     }
 
-    /// The entries to change, and what had to be made for there to be any.
-    pub(super) fn auths_mut(&mut self) -> (&mut Vec<(Name<'a>, Entry<'a>)>, Option<ledger::Created>) {
-        let found = self.members.iter().position(|(_, part)| part.is_auths());
+    /// The entries to change, and what had to be created for them.
+    pub(super) fn auths_mut(&mut self) -> (&mut Vec<(Name<'a>, Entry<'a>)>, Option<Created>) {
+        let members = self.members_mut();
+        let found = members.iter().position(|(_, part)| part.is_auths());
         let (at, created) = match found {
-            Some(at) if matches!(self.members[at].1, Part::NullAuths) => {
-                self.members[at].1 = Part::Auths(Vec::new());
-                (at, Some(ledger::Created::AuthsFromNull))
+            Some(at) if matches!(members[at].1, Part::NullAuths) => {
+                members[at].1 = Part::Auths(Vec::new());
+                (at, Some(Created::AuthsFromNull))
             }
             Some(at) => (at, None),
             None => {
-                self.members.push((Name::new("auths"), Part::Auths(Vec::new())));
-                (self.members.len() - 1, Some(ledger::Created::Auths))
+                members.push((Name::new("auths"), Part::Auths(Vec::new())));
+                (members.len() - 1, Some(Created::Auths))
             }
         };
-        let Part::Auths(entries) = &mut self.members[at].1 else {
+        let Part::Auths(entries) = &mut members[at].1 else {
             unreachable!("the member at this place is `auths`, by the lines above")
         };
         (entries, created)
     }
 
+    /// Writes the ledger in its place, or at the end. Repeated ledgers go.
+    pub(super) fn set_ledger(&mut self, ledger: Ledger) {
+        let mut ledger = Some(ledger);
+        let members = self.members_mut();
+        members.retain_mut(|(_, part)| {
+            if matches!(part, Part::Ledger(_)) {
+                let is_first = ledger.is_some();
+                *part = Part::Ledger(ledger.take());
+                return is_first;
+            }
+            true
+        });
+        if ledger.is_some() {
+            members.push((Name::new(ledger::KEY), Part::Ledger(ledger)));
+        }
+    }
+
     /// The document as text, indented as docker does it. The bytes hold credentials and are zeroed when dropped.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
-        // Sized up front: a vector that grows leaves copies of what it held behind, which nobody would zero.
+        // The size is counted first: a vector that grows leaves copies of its content behind that are not zeroed.
         let mut size = Size(16);
         self.write(&mut size);
         let mut bytes = Zeroizing::new(Vec::with_capacity(size.0));
@@ -424,8 +272,8 @@ impl<'a> Document<'a> {
             Part::Foreign(text) => out.put(text),
             Part::NullAuths => out.put("null"),
             Part::Auths(entries) => object(out, "\t", entries, |out, entry| match entry {
-                Entry::AsItWas(text) => out.put(text),
-                Entry::Ours(auth) => {
+                Entry::FromFile(text) => out.put(text),
+                Entry::New(auth) => {
                     // Base64 needs no escapes.
                     out.put("{\n\t\t\t\"auth\": \"");
                     out.put(auth.expose_secret());
@@ -440,15 +288,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// The `auth` of an entry that holds nothing else.
-fn plain_auth(text: &str) -> Option<SecretString> {
-    match json::members(text).ok()?.as_slice() {
-        [only] if only.name == "\"auth\"" => json::string(only.value).map(SecretString::from),
-        _ => None,
-    }
-}
-
-/// Where text goes: into bytes, or only counted.
+/// Where text is written to: into bytes, or only counted.
 trait Out {
     fn put(&mut self, text: &str);
 }

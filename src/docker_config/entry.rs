@@ -12,35 +12,35 @@ use secrecy::SecretString;
 /// User and password as the kubelet would send them. Both may be empty.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// The user's name; `AWS` in ECR's entries.
+    /// The user name; `AWS` in ECR's tokens.
     pub username: String,
     /// The password.
     pub password: SecretString,
 }
 
-/// Why the kubelet cannot decode an entry. The texts show nothing of the entry.
+/// Why the kubelet cannot decode an entry. The messages show no part of the entry.
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum EntryProblem {
     /// A string, a number, an array.
     #[error("it is no JSON object")]
     NotAnObject,
-    /// `username`, `password`, `email` or `auth` holds something else than a string.
+    /// `username`, `password`, `email` or `auth` is not a string.
     #[error("`{0}` is no string")]
     NotAString(&'static str),
-    /// Wrong alphabet, white space, half a padding.
+    /// The alphabet or the padding is wrong, or there is white space.
     #[error("`auth` is not base64")]
     NotBase64,
-    /// Decoded, there is no colon to part user and password.
+    /// The decoded text has no colon between user and password.
     #[error("`auth` is not base64 of `user:password`")]
     NoColon,
 }
 
 /// Decodes one entry, given as its JSON text, as the kubelet does.
 ///
-/// A non-empty `auth` wins over `username` and `password`; other fields (`identitytoken`) are not looked at.
+/// A non-empty `auth` wins over `username` and `password`; other fields (`identitytoken`) are ignored.
 ///
 /// # Errors
-/// Each means that the kubelet ignores the whole file this entry stands in.
+/// In each case the kubelet ignores the whole file that the entry is in.
 pub fn decode(text: &str) -> Result<Credentials, EntryProblem> {
     if text.trim() == "null" {
         return Ok(Credentials::default());
@@ -68,11 +68,11 @@ pub fn decode(text: &str) -> Result<Credentials, EntryProblem> {
     decode_auth(&SecretString::from(auth))
 }
 
-/// Decodes the field `auth` as the kubelet does: standard alphabet, padded if it ends in `=`, else unpadded; CR and
-/// LF do not count, and bits left over at the end are let pass.
+/// Decodes the field `auth` as the kubelet does: standard alphabet, padded if it ends in `=`, else unpadded. CR and LF
+/// are skipped, and non-zero trailing bits are accepted.
 ///
 /// # Errors
-/// When it is not base64, or has no colon.
+/// If it is not base64, or has no colon.
 pub fn decode_auth(auth: &SecretString) -> Result<Credentials, EntryProblem> {
     use secrecy::{ExposeSecret as _, zeroize::Zeroizing};
 

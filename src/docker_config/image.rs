@@ -1,15 +1,15 @@
 //! An image's name, as the kubelet reads it before it looks for credentials.
 //!
 //! The rules are those of `ParseImageName` in the kubelet's `pkg/util/parsers`, which hands the work to
-//! `github.com/distribution/reference`: `nginx` is `docker.io/library/nginx`, and credentials are looked up for a name
+//! `github.com/distribution/reference`: `nginx` is `docker.io/library/nginx`, and credentials are looked up for the name
 //! without tag and digest.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What names without a host mean.
+/// The host of names without a host.
 const HUB: &str = "docker.io";
-/// The same, in the words of the first registry.
+/// The name of the same host in older files.
 const HUB_OF_OLD: &str = "index.docker.io";
 /// The longest path of a repository.
 const MAX_PATH: usize = 255;
@@ -28,13 +28,13 @@ pub struct Image {
 /// Why the kubelet refuses an image's name (`InvalidImageName`).
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum ParseImageError {
-    /// Nothing.
+    /// The name is empty.
     #[error("it is empty")]
     Empty,
     /// `https://…`.
     #[error("drop the scheme before `//`: an image's name has none")]
     Scheme,
-    /// The kubelet takes 64 hexadecimal digits for an image's id.
+    /// The kubelet reads 64 hexadecimal digits as an image's id.
     #[error("64 hexadecimal digits are an image's id, not its name")]
     Id,
     /// A repository's name is in lower case.
@@ -43,10 +43,10 @@ pub enum ParseImageError {
     /// A repository's name is too long.
     #[error("a repository's name has {MAX_PATH} characters at most")]
     TooLong,
-    /// A tag with other characters, or too many.
+    /// The tag has other characters, or too many.
     #[error("`:` is followed by no tag: letters, digits and `_.-`, {MAX_TAG} at most")]
     Tag,
-    /// No digest of a kind that the kubelet knows.
+    /// The digest is of no kind that the kubelet knows.
     #[error("`@` is followed by no digest: expected `sha256:` and 64 hexadecimal digits in lower case")]
     Digest,
     /// Anything else.
@@ -109,8 +109,8 @@ impl Image {
         }
     }
 
-    /// The registry's host, with its port; `docker.io` for images of Docker Hub. Empty where the kubelet accepts a name
-    /// whose first part can be no host (`a_b.example/app`), which no registry serves.
+    /// The registry's host with its port; `docker.io` for images of Docker Hub. Empty for a name that the kubelet accepts
+    /// although its first part can be no host (`a_b.example/app`); no registry serves such an image.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -122,7 +122,7 @@ impl Image {
         &self.path
     }
 
-    /// What to ask the registry for: the digest, or else the tag, `latest` if there is none.
+    /// What to request from the registry: the digest, or else the tag; `latest` if there is neither.
     #[must_use]
     pub fn reference(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
@@ -135,7 +135,7 @@ impl fmt::Display for Image {
     }
 }
 
-/// Parts a name as docker does: the first part is a host if it looks like one.
+/// Splits a name as docker does: the first part is a host if it looks like one.
 fn host_and_rest(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((HUB_OF_OLD, rest)) => (HUB, rest),
@@ -150,7 +150,7 @@ fn host_and_rest(name: &str) -> (&str, &str) {
     }
 }
 
-/// Host and path of a well-formed repository; the host is empty where the first part is none but may start a path.
+/// Host and path of a well-formed repository. The host is empty if the first part is no host but may start a path.
 fn parse_repository(text: &str) -> Option<(&str, &str)> {
     let (first, rest) = text.split_once('/')?;
     if is_host(first) {

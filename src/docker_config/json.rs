@@ -1,8 +1,8 @@
 //! JSON objects as Go's `encoding/json` reads them, with every name and value kept as the text it was.
 //!
-//! The kubelet is a Go program, and Go's JSON is not serde's: object names match in any letter case, a name may
-//! stand twice, lone surrogates become U+FFFD, numbers may be out of range, nesting may be 10,000 deep. So values
-//! that are not ours stay raw text: what is never decoded cannot be changed.
+//! The kubelet is a Go program, and Go reads JSON differently from serde: object names match in any letter case, names may
+//! be repeated, lone surrogates become U+FFFD, numbers may be out of range, nesting may be 10,000 levels deep. So foreign
+//! values stay raw text: a value that is never decoded cannot be changed.
 
 use secrecy::zeroize::Zeroizing;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -18,10 +18,10 @@ pub struct Member<'a> {
     pub value: &'a str,
 }
 
-/// The members of a JSON object in their order, doubles included.
+/// The members of a JSON object in their order, repeated names included.
 ///
 /// # Errors
-/// When `text` is no JSON object. Texts nested deeper than Go allows are the caller's to refuse ([`too_deep`]).
+/// If `text` is no JSON object. The caller must refuse texts that are nested deeper than Go allows ([`too_deep`]).
 pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     struct Members;
 
@@ -35,7 +35,7 @@ pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut members = Vec::new();
             while let Some((name, value)) = map.next_entry::<&RawValue, &RawValue>()? {
-                // `RawValue` would take any value as a name; JSON itself allows strings alone.
+                // `RawValue` accepts any value as a name; JSON allows strings only.
                 if !name.get().starts_with('"') {
                     return Err(A::Error::custom("an object's name is no string"));
                 }
@@ -51,7 +51,7 @@ pub fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     Ok(members)
 }
 
-/// The value of a JSON string as Go decodes it, or `None` where `text` is no string.
+/// The value of a JSON string as Go decodes it. `None` if `text` is no string.
 #[must_use]
 pub fn string(text: &str) -> Option<String> {
     struct Bytes;
@@ -71,7 +71,7 @@ pub fn string(text: &str) -> Option<String> {
     if !text.starts_with('"') {
         return None;
     }
-    // Asked for bytes, serde_json lets lone surrogates pass as three bytes each (WTF-8); Go makes U+FFFD of them.
+    // For bytes, serde_json encodes a lone surrogate as three bytes (WTF-8). Go replaces it by U+FFFD.
     let bytes = serde_json::Deserializer::from_str(text).deserialize_bytes(Bytes).ok()?;
     let surrogates: Vec<usize> = (2..bytes.len())
         .filter(|&at| bytes[at - 2] == 0xED && bytes[at - 1] >= 0xA0)
@@ -84,12 +84,12 @@ pub fn string(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Bytes as Go shows them in a string: U+FFFD for each one that is no UTF-8.
+/// Bytes as Go decodes them in a string: each byte that is not UTF-8 becomes U+FFFD.
 ///
-/// `String::from_utf8_lossy` makes one of a whole cut-off character.
+/// `String::from_utf8_lossy` differs: it makes one U+FFFD of a whole cut-off character.
 #[must_use]
 pub fn replaced(bytes: &[u8]) -> Zeroizing<String> {
-    // Sized up front: a string that grows leaves copies of what it held behind. U+FFFD is three bytes long.
+    // The capacity is reserved first: a string that grows leaves copies of its content behind. U+FFFD is three bytes long.
     let mut text = Zeroizing::new(String::with_capacity(3 * bytes.len()));
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -110,10 +110,9 @@ pub fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\r', '\n'])
 }
 
-/// Whether Go takes `name` for its struct's field `field` (given in lower case).
+/// Whether Go reads `name` as its struct's field `field` (given in lower case).
 ///
-/// Go compares under simple case folding, in which `ſ` is an `s` and the Kelvin sign a `k` (`encoding/json`,
-/// `foldName`).
+/// Go compares with simple case folding, where `ſ` is an `s` and the Kelvin sign a `k` (`encoding/json`, `foldName`).
 #[must_use]
 pub fn is_field(name: &str, field: &str) -> bool {
     let folded = name.chars().map(|c| match c {
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn members_keep_their_text_their_order_and_their_doubles() {
+    fn members_keep_their_text_and_order_and_repeated_names() {
         let text = "{ \"b\" : 1e999, \"a\":[ 1,2 ] , \"b\": \"\\ud800\" }";
         let read: Vec<_> = members(text).unwrap().iter().map(|member| (member.name, member.value)).collect();
         assert_eq!(read, [("\"b\"", "1e999"), ("\"a\"", "[ 1,2 ]"), ("\"b\"", "\"\\ud800\"")]);

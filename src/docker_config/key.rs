@@ -1,19 +1,19 @@
-//! Which keys under `auths` are one and the same registry for the kubelet.
+//! Which keys under `auths` are the same registry for the kubelet.
 //!
-//! The kubelet indexes an entry by host, port and path of its key: `https://host`, `host/` and `host/v2/` are all
-//! `host`, and all their credentials stay, tried in random order (`keyring.go`, `BasicDockerKeyring.Add`).
+//! The kubelet indexes an entry by host, port and path of its key: `https://host`, `host/` and `host/v2/` all become
+//! `host`. It keeps all their credentials and tries them in random order (`keyring.go`, `BasicDockerKeyring.Add`).
 
-/// The key under which the kubelet files an entry, or `None` where it skips the entry because the key is no URL.
+/// The key under which the kubelet indexes an entry. `None` if it skips the entry because the key is no URL.
 #[must_use]
 pub fn index_key(key: &str) -> Option<String> {
     filed_under(key).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What [`index_key`] shows, byte for byte: `%ff` in a path is one byte to Go, and no text.
+/// As [`index_key`], in bytes: `%ff` in a path is one byte for Go, and not text.
 pub(super) fn filed_under(key: &str) -> Option<Vec<u8>> {
     let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let Location { host, mut path } = Location::parse(rest.as_bytes())?;
-    // Once, and only with the slash behind it.
+    // The kubelet cuts it once, and only with a slash after it.
     if path.starts_with(b"/v2/") || path.starts_with(b"/v1/") {
         path.drain(..3);
     }
@@ -76,16 +76,16 @@ pub(super) fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// Host and path of what follows a scheme, as Go's `net/url` reads them.
+/// Host and path of the text after a URL's scheme, as Go's `net/url` reads them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Location {
-    /// With its port.
+    /// The host with its port.
     pub(super) host: Vec<u8>,
     pub(super) path: Vec<u8>,
 }
 
 impl Location {
-    /// Parses what stands behind `https://`, or `None` where Go refuses it.
+    /// Parses the text after `https://`. `None` if Go refuses it.
     pub(super) fn parse(rest: &[u8]) -> Option<Self> {
         let (rest, fragment) = cut(rest, b'#');
         unescape(fragment)?;
@@ -101,7 +101,7 @@ impl Location {
         Some(Self { host: parse_host(host)?, path: unescape(path)? })
     }
 
-    /// Host and port, as Go's `net.SplitHostPort` parts them. Where it finds fault, all of it is the host.
+    /// Host and port, as Go's `net.SplitHostPort` splits them. If that fails, all of it is the host.
     pub(super) fn host_and_port(&self) -> (&[u8], &[u8]) {
         let whole = (self.host.as_slice(), &[][..]);
         let Some(colon) = self.host.iter().rposition(|byte| *byte == b':') else { return whole };
@@ -117,7 +117,7 @@ impl Location {
     }
 }
 
-/// What stands before and after the first `byte`.
+/// The text before and after the first `byte`.
 fn cut(text: &[u8], byte: u8) -> (&[u8], &[u8]) {
     position(text, byte).map_or((text, &[]), |at| (&text[..at], &text[at + 1..]))
 }
@@ -126,7 +126,7 @@ fn position(text: &[u8], byte: u8) -> Option<usize> {
     text.iter().position(|other| *other == byte)
 }
 
-/// Whether Go takes `text` for the part before an `@`.
+/// Whether Go accepts `text` before an `@`.
 fn is_user_info(text: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(byte);
     text.iter().all(allowed) && unescape(text).is_some()
@@ -135,7 +135,7 @@ fn is_user_info(text: &[u8]) -> bool {
 /// Host and port as Go reads them from an authority (`parseHost`).
 fn parse_host(host: &[u8]) -> Option<Vec<u8>> {
     match host.iter().rposition(|byte| *byte == b'[') {
-        // Nothing but an IPv6 address stands in brackets.
+        // Only an IPv6 address may be in brackets.
         Some(0) => {
             let end = host.iter().rposition(|byte| *byte == b']')?;
             let port = &host[end + 1..];
@@ -145,8 +145,8 @@ fn parse_host(host: &[u8]) -> Option<Vec<u8>> {
         Some(_) => return None,
         None => {}
     }
-    // Go 1.26 refuses a second colon outside brackets; before, only the last part had to be a port. No image's host has two
-    // colons there, so such a key has never matched one.
+    // Go 1.26 refuses a second colon outside brackets; earlier versions checked only the last part. The host of an image
+    // has no two colons there, so such a key never matched one.
     if let Some(at) = position(host, b':')
         && !is_port(&host[at..])
     {
@@ -155,7 +155,7 @@ fn parse_host(host: &[u8]) -> Option<Vec<u8>> {
     unescape_host(host)
 }
 
-/// The address in brackets: IPv6, its zone behind `%25`.
+/// The address in brackets: IPv6, with its zone after `%25`.
 fn unescape_address(text: &[u8]) -> Option<Vec<u8>> {
     let zone = text.windows(3).position(|part| part == b"%25").unwrap_or(text.len());
     let (address, zone) = text.split_at(zone);
@@ -168,7 +168,7 @@ fn unescape_address(text: &[u8]) -> Option<Vec<u8>> {
     Some([address, zone].concat())
 }
 
-/// A host without its escapes. Go allows `%xx` in one for `%` itself and for what is no ASCII (RFC 6874).
+/// A host without its escapes. Go allows `%xx` in a host for `%` and for bytes that are not ASCII (RFC 6874).
 fn unescape_host(host: &[u8]) -> Option<Vec<u8>> {
     let is_good = host.iter().all(|byte| *byte == b'%' || *byte >= 0x80 || is_host_byte(*byte))
         && escapes(host).all(|byte| byte == b'%' || byte >= 0x80);
@@ -183,17 +183,17 @@ fn is_port(text: &[u8]) -> bool {
     }
 }
 
-/// What `net/url` leaves unescaped in a host (`shouldEscape`, mode `encodeHost`).
+/// Whether `net/url` accepts the byte unescaped in a host (`shouldEscape`, mode `encodeHost`).
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]<>\"".contains(&byte)
 }
 
-/// The bytes that `%xx` stands for in a text, as far as they are well-formed.
+/// The bytes that the well-formed `%xx` of a text stand for.
 fn escapes(text: &[u8]) -> impl Iterator<Item = u8> {
     text.windows(3).filter_map(|part| if part[0] == b'%' { hex(part[1], part[2]) } else { None })
 }
 
-/// Resolves `%xx`, or `None` where one is malformed.
+/// Resolves `%xx`. `None` if one is malformed.
 fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

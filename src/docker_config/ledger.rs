@@ -1,11 +1,12 @@
-//! Our own top-level key in the document: which entries are ours, and until when they are good.
+//! The agent's own key in the document: which entries the agent wrote, and when their tokens expire.
 //!
-//! Readers of docker configs ignore keys that they do not know (kubelet, docker, containers/image), so the document
-//! itself can remember what a restart would otherwise have to ask ECR for.
+//! Readers of docker configs ignore keys that they do not know (kubelet, docker, containers/image). So the document
+//! itself can store what a restarted agent would otherwise have to ask ECR for.
 
+use super::json;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -13,74 +14,106 @@ use std::collections::BTreeMap;
 /// The name of the top-level key.
 pub const KEY: &str = "ecr-node-agent";
 
-/// The shape that this program writes. A later one is read as if there were no ledger.
+/// The format version that this program writes. A ledger with a later version is not changed.
 const VERSION: u32 = 1;
 
-/// What the document remembers for us.
+/// How long an ECR token is valid. No token lives longer.
+const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(12);
+/// How far the node's clock may be behind ECR's before a recorded expiry looks too late. AWS refuses signatures whose
+/// time differs by more.
+const CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_mins(5);
+
+/// What the document stores for the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ledger {
     version: u32,
-    /// What was not there before us, so that `remove` can leave the node as we found it.
+    /// What the agent created besides entries, so that `remove` can delete it again. `None` if everything existed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Created>,
-    /// The entries that are ours, by their key under `auths`.
+    /// The entries that the agent wrote, by their key under `auths`.
     #[serde(default)]
     pub entries: BTreeMap<String, Record>,
-    /// Entries that came along when this file began to hide another, by key, with a digest of each: `remove` leaves them
-    /// to that other file again.
+    /// Entries that were copied from a file that this file hides from the kubelet: key and digest of each. `remove` takes
+    /// them out again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub taken_along: BTreeMap<String, String>,
 }
 
-/// What we brought into being besides entries.
+/// What the agent created besides entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Created {
-    /// There was no auth file, or none with anything in it.
+    /// The file: it was missing or empty.
     File,
-    /// The document had no `auths`.
+    /// `auths`: the document had none.
     Auths,
-    /// The document said `"auths": null`.
+    /// The object under `auths`: the document had `"auths": null`.
     AuthsFromNull,
 }
 
-/// What we know of one entry of ours.
+/// What is known of one entry that the agent wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// When ECR stops accepting the token.
     pub expires_at: Timestamp,
-    /// When ECR handed it out.
+    /// When ECR issued the token.
     pub fetched_at: Timestamp,
-    /// Whom it was fetched from and as whom (region, kind of endpoint, role): a token in place counts as fresh only
-    /// for the same source.
+    /// The token source: region, kind of endpoint, role. A token counts as fresh only for the source it came from.
     pub source: String,
-    /// Whether ECR's answer named this registry, since none was asked for. An agent without `--registry` takes no other entry
-    /// for its own.
+    /// Whether ECR's answer named this registry because none was configured. An agent without `--registry` uses no other
+    /// entry as its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub default_registry: bool,
-    /// A digest of the `auth` that we wrote, which tells whether the entry is still ours.
+    /// The digest of the `auth` that was written. It tells whether the entry is still the agent's.
     pub digest: String,
 }
 
-/// The total order on tokens, by which agents that know nothing of each other agree on one: the token that expires later is
-/// better, then the one that was fetched later, then the one whose digest is larger.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
+/// The rank of a token: of two tokens for one registry, the one with the higher rank stays.
+///
+/// This is a total order, so any number of agents that write the same file or Secret settle on one token without talking
+/// to each other: the later expiry wins, then the later fetch, then the larger digest. Compare the `Option`s that
+/// [`Record::rank`] returns: `None`, a record that is not believed, ranks below every other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank<'a> {
     expires_at: Timestamp,
     fetched_at: Timestamp,
-    /// The SHA-256 of the `auth`, as bytes.
-    digest: Vec<u8>,
+    digest: &'a str,
+}
+
+impl<'a> Rank<'a> {
+    /// The rank of a token, or `None` if it claims to expire later than any token of ECR's could. `now` is the wall clock.
+    #[must_use]
+    pub fn new(
+        expires_at: Timestamp,
+        fetched_at: Timestamp,
+        digest: &'a str,
+        now: Timestamp,
+    ) -> Option<Self> {
+        is_believable(expires_at, now).then_some(Self { expires_at, fetched_at, digest })
+    }
+}
+
+/// Whether a token can expire at `expires_at`: no later than a token's life from now, plus some minutes for a clock that is
+/// behind. A planted or mistaken record with a later expiry would keep every good token away.
+#[must_use]
+pub fn is_believable(expires_at: Timestamp, now: Timestamp) -> bool {
+    let longest = TOKEN_LIFE + CLOCK_DIFFERENCE;
+    expires_at <= now.checked_add(longest).unwrap_or(Timestamp::MAX)
 }
 
 impl Record {
-    /// The place of this record's token in the order on tokens.
+    /// Whether the recorded expiry is possible ([`is_believable`]).
     #[must_use]
-    pub fn rank(&self) -> Rank {
-        // A digest that is no base64 is the smallest.
-        let digest = STANDARD.decode(&self.digest).unwrap_or_default();
-        Rank { expires_at: self.expires_at, fetched_at: self.fetched_at, digest }
+    pub fn is_believable(&self, now: Timestamp) -> bool {
+        is_believable(self.expires_at, now)
+    }
+
+    /// The token's rank among other tokens for the same registry ([`Rank::new`]).
+    #[must_use]
+    pub fn rank(&self, now: Timestamp) -> Option<Rank<'_>> {
+        Rank::new(self.expires_at, self.fetched_at, &self.digest, now)
     }
 }
 
@@ -97,44 +130,59 @@ impl Ledger {
         Self { entries, ..Self::default() }
     }
 
-    /// Its JSON text on one line.
+    /// The JSON text on one line.
     #[must_use]
     pub fn to_line(&self) -> String {
-        // Maps with text as keys, and text, can always be written.
+        // Serialising maps with string keys cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Its JSON text, indented to stand at a document's top level.
+    /// The JSON text, indented for a document's top level.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut text = Vec::new();
         let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
         let written = self.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter));
-        // Maps with text as keys, and text, can always be written.
+        // Serialising maps with string keys cannot fail.
         let text =
             written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_else(|| "null".to_owned());
         // A newline inside a string is escaped, so each of these ends a line.
         text.replace('\n', "\n\t")
     }
 
-    /// Reads a ledger from its JSON text, or `None` where it is none that this version wrote.
+    /// Reads a ledger from its JSON text. `None` if it is not one that this version wrote.
     #[must_use]
     pub fn from_json(text: &str) -> Option<Self> {
+        if !is_object_of_objects(text) {
+            return None;
+        }
         serde_json::from_str::<Self>(text).ok().filter(|ledger| ledger.version == VERSION)
     }
 }
 
-/// Whether a ledger was written by a later version of this program, which we must not undo.
+/// Whether the ledger and each of its records are JSON objects. serde also accepts arrays for structures: `[1]` would be a
+/// ledger of version 1.
+fn is_object_of_objects(text: &str) -> bool {
+    let is_object = |text: &str| text.starts_with('{');
+    let Ok(members) = json::members(text) else { return false };
+    let mut entries = members.iter().filter(|member| member.name == "\"entries\"");
+    entries.all(|member| {
+        let records = json::members(member.value);
+        records.is_ok_and(|records| records.iter().all(|record| is_object(record.value)))
+    })
+}
+
+/// Whether a later version of this program wrote the ledger, which this version must not change.
 #[must_use]
 pub fn is_of_a_later_version(text: &str) -> bool {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
-    serde_json::from_str::<Version>(text).is_ok_and(|ledger| ledger.version > VERSION)
+    text.starts_with('{') && serde_json::from_str::<Version>(text).is_ok_and(|it| it.version > VERSION)
 }
 
-/// The SHA-256 of a text, in base64. Of a token it tells nothing, since nobody can guess a token.
+/// The SHA-256 of a text, in base64. The digest of a token reveals nothing, because a token cannot be guessed.
 #[must_use]
 pub fn digest(text: &str) -> String {
     STANDARD.encode(Sha256::digest(text))
@@ -143,28 +191,77 @@ pub fn digest(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn record(expires_at: i64, fetched_at: i64, auth: &str) -> Record {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let (expires_at, fetched_at) = (at(expires_at), at(fetched_at));
-        Record {
-            expires_at,
-            fetched_at,
-            source: "eu-west-1".to_owned(),
-            default_registry: false,
-            digest: digest(auth),
-        }
+    fn now() -> Timestamp {
+        "2026-11-23T10:00:00Z".parse().unwrap()
     }
 
     #[test]
-    fn a_later_expiry_wins_then_a_later_fetch_then_a_larger_digest() {
-        // The SHA-256 of `a` begins with ca, that of `b` with 3e, and that of `c` with 2e.
-        let ranks =
-            [record(5, 9, "a"), record(6, 1, "b"), record(6, 2, "c"), record(6, 2, "b"), record(6, 2, "a")]
-                .map(|record| record.rank());
-        assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
-        let same = record(6, 2, "a");
-        assert_eq!(same.rank(), Record { source: "us-east-1".to_owned(), ..same.clone() }.rank());
-        assert!(Record { digest: "no base64".to_owned(), ..same.clone() }.rank() < same.rank());
+    fn arrays_are_no_ledger_and_no_record() {
+        let record = "{\"expiresAt\":\"2026-11-23T22:00:00Z\",\"fetchedAt\":\"2026-11-23T10:00:00Z\",\"source\":\"s\",\"digest\":\"d\"}";
+        let entries = |record: &str| format!("{{\"version\":1,\"entries\":{{\"host\":{record}}}}}");
+        assert_eq!(Ledger::from_json(&entries(record)).map(|ledger| ledger.entries.len()), Some(1));
+        assert_eq!(Ledger::from_json("{\"version\":1}"), Some(Ledger::default()));
+        let array = "[\"2026-11-23T22:00:00Z\",\"2026-11-23T10:00:00Z\",\"s\",\"d\"]";
+        for text in ["[1]", "[1,null,{},{}]", "{\"version\":1,\"entries\":[]}", &entries(array)] {
+            assert_eq!(Ledger::from_json(text), None, "{text}");
+        }
+        assert!(is_of_a_later_version("{\"version\":2}"));
+        assert!(!is_of_a_later_version("[2]"));
+    }
+
+    #[test]
+    fn an_expiry_beyond_a_tokens_life_is_not_believed() {
+        let cases = [
+            (SignedDuration::from_hours(-1), true),
+            (SignedDuration::from_hours(12), true),
+            (SignedDuration::from_mins(12 * 60 + 5), true),
+            (SignedDuration::from_mins(12 * 60 + 6), false),
+            (SignedDuration::from_hours(24 * 365 * 100), false),
+        ];
+        for (life, expected) in cases {
+            assert_eq!(is_believable(now() + life, now()), expected, "{life:#}");
+        }
+        assert!(!is_believable(Timestamp::MAX, now()));
+    }
+
+    #[test]
+    fn a_later_expiry_outranks_a_later_fetch_and_that_a_larger_digest() {
+        let rank = |expires_h: i64, fetched_s: i64, digest: &'static str| {
+            let expires_at = now() + SignedDuration::from_hours(expires_h);
+            Rank::new(expires_at, now() + SignedDuration::from_secs(fetched_s), digest, now())
+        };
+        let ascending = [
+            rank(1000, 9, "z"), // not believed
+            rank(1, 9, "z"),
+            rank(2, 0, "z"),
+            rank(2, 1, "a"),
+            rank(2, 1, "b"),
+        ];
+        assert!(ascending.is_sorted_by(|a, b| a < b), "{ascending:?}");
+    }
+
+    proptest! {
+        /// However two or more agents meet, each pair agrees on which token stays.
+        #[test]
+        fn any_agents_settle_on_one_token(tokens in prop::collection::vec((-2..3_i64, -2..3_i64, "[a-c]"), 2..6)) {
+            let ranks: Vec<_> = tokens.iter().map(|(expires, fetched, digest)| {
+                let at = |hours: &i64| now() + SignedDuration::from_hours(*hours);
+                Rank::new(at(expires), at(fetched), digest, now())
+            }).collect();
+            let settled = |order: Vec<usize>| {
+                let mut in_file = order[0];
+                for other in order {
+                    if ranks[other] > ranks[in_file] {
+                        in_file = other;
+                    }
+                }
+                ranks[in_file]
+            };
+            let forward: Vec<usize> = (0..ranks.len()).collect();
+            let backward = forward.iter().rev().copied().collect();
+            prop_assert_eq!(settled(forward), settled(backward));
+        }
     }
 }

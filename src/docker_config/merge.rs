@@ -1,60 +1,77 @@
-//! What a publish, or a removal, has to do to a document.
+//! What a publish, or a removal, changes in a document.
 //!
-//! The decision is a value ([`Plan`]), so that "nothing to do" is a case of its own and not a write that happens to
-//! change nothing.
+//! The decision is a value ([`Plan`]), so "nothing to do" is a case of its own and not a write that changes nothing.
 
 use super::document::{Document, Entry, Name, Part};
 use super::key::index_key;
-use super::ledger::{self, Created, Ledger, Record};
+use super::ledger::{self, Created, Ledger, Rank, Record};
 use jiff::Timestamp;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What is wanted of a document.
+/// The user name in every token of ECR's.
+const ECR_USER: &str = "AWS";
+
+/// What a document should hold.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// Entries to write, by key.
     pub entries: BTreeMap<String, WantedEntry>,
-    /// Registries that are asked for but have no new token: what is there stays.
+    /// Keys of registries that are configured but have no new token: their entries stay.
     pub keep: Vec<String>,
-    /// Registries without a new token whose entry must go where it is good no longer than until this time: the kubelet
-    /// makes no anonymous attempt after a credential that fails, so for a registry that also serves anonymously an
+    /// Keys of registries without a new token whose entry must be removed if it expires by this time: the kubelet makes
+    /// no anonymous attempt after a credential that fails, so for a registry that also serves anonymous pulls an
     /// expired entry is worse than none.
     pub lapse: BTreeMap<String, Timestamp>,
-    /// Whether every entry of ours that is in none of these lists goes. Not so where a refresh could not learn which
-    /// registries it is for.
+    /// Whether the agent's entries that are in none of these lists are removed. `false` if a refresh could not find out
+    /// for which registries it is.
     pub drop_others: bool,
 }
 
-/// How the document to merge into came about.
+/// What [`plan`] has to know besides the document and what is wanted of it.
+#[derive(Debug)]
+pub struct MergeInput {
+    /// Where the document comes from.
+    pub origin: Origin,
+    /// The entries that were copied from a hidden file, as [`Document::copy_entries`] returned them.
+    pub copied: BTreeMap<String, String>,
+    /// Whether the wanted entries are written even if the document holds a token of a higher rank: an explicit refresh
+    /// always writes what it fetched.
+    pub explicit: bool,
+    /// The wall clock.
+    pub now: Timestamp,
+}
+
+/// Where the document to merge into comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// It is the file's, whole.
-    Whole,
-    /// It is the good rest of a file that the kubelet ignores as it is.
-    Spoilt,
-    /// There was no file, or nothing in it.
+pub enum Origin {
+    /// From a file that the kubelet accepts.
+    File,
+    /// From a file that the kubelet ignores: what is left of it, or what it held before it was damaged. It is written even
+    /// if nothing else changes.
+    Repaired,
+    /// From nothing: there was no file, or an empty one.
     Nothing,
 }
 
-/// One entry to write, and what the ledger is to remember of it.
+/// One entry to write, and what the ledger stores about it.
 #[derive(Debug, Clone)]
 pub struct WantedEntry {
     /// The base64 of `user:password`.
     pub auth: SecretString,
     /// When ECR stops accepting it.
     pub expires_at: Timestamp,
-    /// When ECR handed it out.
+    /// When ECR issued it.
     pub fetched_at: Timestamp,
-    /// Whom it was fetched from, and as whom.
+    /// The token source that it came from.
     pub source: String,
     /// Whether ECR's answer named the registry, since none was asked for.
     pub default_registry: bool,
 }
 
 impl WantedEntry {
-    /// What is to be remembered of it.
+    /// What the ledger stores about the entry.
     #[must_use]
     pub fn record(&self) -> Record {
         Record {
@@ -67,188 +84,226 @@ impl WantedEntry {
     }
 }
 
-/// What has to happen to the file.
+/// What to do with the file.
 #[derive(Debug)]
 pub enum Plan {
-    /// The document already says so: no write, no fsync, no inode change.
+    /// The document is as wanted: no write, no fsync, no inode change.
     Keep,
     /// Replace the file by these bytes.
     Replace(Zeroizing<Vec<u8>>, Changes),
-    /// Delete the file: it was ours, and nothing is left in it.
+    /// Delete the file: the agent created it, and nothing is left in it.
     Delete(Changes),
 }
 
-/// What a plan changes, for whoever tells it.
+/// What a plan changes, for the log.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Changes {
-    /// Keys of ours that are new or have a new value, and until when they are good.
+    /// Keys of the agent's entries that are new or have a new value, with the time at which each expires.
     pub written: Vec<(String, Timestamp)>,
-    /// Keys as they stood, not marked as ours, of registries that we now keep.
+    /// Keys of entries without a record that are replaced because the agent keeps an entry for the same registry.
     pub taken_over: Vec<String>,
-    /// Keys of ours that went.
+    /// Keys of the agent's entries that are removed.
     pub removed: Vec<String>,
 }
 
-/// Plans the merge of `wanted` into `document`. Everything that is not ours keeps its place and value.
+/// Plans the merge of `wanted` into `document`. Foreign content keeps its place and value.
 ///
-/// `found` says how the document came about: a new one is marked as ours, so that [`remove`] can undo that too, and a
-/// mended one is written even if nothing else changes. `taken_along` is what [`Document::take_along`] said.
+/// A document that comes from nothing is marked as created, so that [`remove`] can undo that too.
 #[must_use]
-pub fn plan(
-    mut document: Document<'_>,
-    wanted: &Wanted,
-    found: Found,
-    taken_along: BTreeMap<String, String>,
-) -> Plan {
+pub fn plan(mut document: Document<'_>, wanted: &Wanted, input: MergeInput) -> Plan {
+    let MergeInput { origin, copied, explicit, now } = input;
     let before = document.ledger().cloned();
     let mut ledger = before.clone().unwrap_or_default();
-    // Somebody else's by now: what they put there is theirs, whatever its name.
+    // An entry whose content has changed belongs to whoever changed it.
     ledger.entries.retain(|key, record| document.digest(key).is_none_or(|digest| digest == record.digest));
-    if is_made(&document, found, &taken_along) {
+    if origin == Origin::Nothing {
         ledger.created = ledger.created.or(Some(Created::File));
     }
-    ledger.taken_along.extend(taken_along);
+    ledger.taken_along.extend(copied);
     let mut changes = Changes::default();
 
-    let goes = |key: &String, record: &Record| match wanted.lapse.get(key) {
+    let configured: BTreeSet<&String> = wanted.entries.keys().chain(&wanted.keep).collect();
+    let is_removed = |key: &String, record: &Record| match wanted.lapse.get(key) {
         Some(until) => record.expires_at <= *until,
-        None => wanted.drop_others && !wanted.entries.contains_key(key) && !wanted.keep.contains(key),
+        None => wanted.drop_others && !configured.contains(key),
     };
-    changes.removed =
-        ledger.entries.iter().filter(|(key, record)| goes(key, record)).map(|(key, _)| key.clone()).collect();
-    if !changes.removed.is_empty() {
-        ledger.entries.retain(|key, _| !changes.removed.contains(key));
-        document.auths_mut().0.retain(|(name, _)| !changes.removed.contains(&name.text));
+    let removed: BTreeSet<String> = ledger
+        .entries
+        .iter()
+        .filter(|(key, record)| is_removed(key, record))
+        .map(|(key, _)| key.clone())
+        .collect();
+    if !removed.is_empty() {
+        ledger.entries.retain(|key, _| !removed.contains(key));
+        document.auths_mut().0.retain(|(name, _)| !removed.contains(&name.text));
     }
-    for (key, entry) in &wanted.entries {
-        // Another run of ours was here later, and what it wrote is good for longer.
-        let newer = |record: &Record| record.source == entry.source && record.expires_at > entry.expires_at;
-        if ledger.entries.get(key).is_some_and(newer) && document.digest(key).is_some() {
-            continue;
-        }
-        let (entries, made) = document.auths_mut();
-        ledger.created = ledger.created.or(made);
-        if put(entries, key, entry, ledger.entries.contains_key(key), &mut changes.taken_over) {
-            changes.written.push((key.clone(), entry.expires_at));
-        }
-        ledger.entries.insert(key.clone(), entry.record());
-    }
-    // An entry that somebody took out is not ours any more, and says nothing of freshness.
-    let keys: Vec<String> = document.keys().map(str::to_owned).collect();
-    ledger.entries.retain(|key, _| keys.contains(key));
+    changes.removed = removed.into_iter().collect();
 
-    // A file is not mended for its own sake: once whole, it hides what the kubelet reads instead of it.
-    let unchanged = (found != Found::Spoilt || wanted.entries.is_empty())
+    // Another agent's token stays if it outranks ours: all agents then settle on the same one.
+    let is_outranked = |document: &Document<'_>, ledger: &Ledger, key: &String, entry: &WantedEntry| {
+        let Some(record) = ledger.entries.get(key).filter(|record| record.source == entry.source) else {
+            return false;
+        };
+        let digest = ledger::digest(entry.auth.expose_secret());
+        let wanted_rank = Rank::new(entry.expires_at, entry.fetched_at, &digest, now);
+        !explicit && record.rank(now) > wanted_rank && document.digest(key).is_some()
+    };
+    let to_write: Vec<(&String, &WantedEntry)> =
+        wanted.entries.iter().filter(|(key, entry)| !is_outranked(&document, &ledger, key, entry)).collect();
+    if !to_write.is_empty() {
+        let (entries, created) = document.auths_mut();
+        ledger.created = ledger.created.or(created);
+        put(entries, &to_write, &mut ledger, &mut changes);
+    }
+    // An entry that another program has removed is no longer the agent's.
+    let keys: BTreeSet<&str> = document.keys().collect();
+    ledger.entries.retain(|key, _| keys.contains(key.as_str()));
+
+    // A file that the kubelet ignores is not repaired for its own sake: once repaired, it hides the file that the kubelet
+    // reads instead.
+    let unchanged = (origin != Origin::Repaired || wanted.entries.is_empty())
         && changes == Changes::default()
         && (before.as_ref() == Some(&ledger) || before.is_none() && ledger.entries.is_empty());
     if unchanged {
         return Plan::Keep;
     }
-    set_ledger(&mut document, ledger);
+    document.set_ledger(ledger);
     Plan::Replace(document.to_bytes(), changes)
 }
 
-/// Whether there was no file, or none that anything lives on of.
-fn is_made(document: &Document<'_>, found: Found, taken_along: &BTreeMap<String, String>) -> bool {
-    let came_along = |key: &str| taken_along.contains_key(key);
-    let nothing_lives_on = !document.has_other_fields() && document.keys().all(came_along);
-    found == Found::Nothing || found == Found::Spoilt && nothing_lives_on
+/// Puts the entries in their places: over the first entry for the same registry, or at the end.
+fn put(
+    entries: &mut Vec<(Name<'_>, Entry<'_>)>,
+    wanted: &[(&String, &WantedEntry)],
+    ledger: &mut Ledger,
+    changes: &mut Changes,
+) {
+    // The places of the entries for each registry, in any spelling.
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (place, (name, _)) in entries.iter().enumerate() {
+        let registry = index_key(&name.text).filter(|registry| *registry != name.text);
+        for spelling in registry.into_iter().chain([name.text.clone()]) {
+            places.entry(spelling).or_default().push(place);
+        }
+    }
+    let mut superseded = BTreeSet::<usize>::new();
+    for (key, entry) in wanted {
+        let is_own = ledger.entries.contains_key(*key);
+        let same = places.get(*key).map(Vec::as_slice).unwrap_or_default();
+        let is_there =
+            matches!(same, [only] if entries[*only].0.text == **key && entries[*only].1.is_just(&entry.auth));
+        if !(is_there && is_own) {
+            // The kubelet would try other spellings of this registry beside ours, in random order, so they go as well.
+            let taken_over = same.iter().map(|&place| &entries[place].0.text);
+            changes.taken_over.extend(taken_over.filter(|text| !is_own || text != key).cloned());
+            let new = (Name::new(key), Entry::New(entry.auth.clone()));
+            match same.split_first() {
+                Some((&first, others)) => {
+                    entries[first] = new;
+                    superseded.extend(others);
+                }
+                None => entries.push(new),
+            }
+            changes.written.push(((*key).clone(), entry.expires_at));
+        }
+        ledger.entries.insert((*key).clone(), entry.record());
+    }
+    if !superseded.is_empty() {
+        let mut place = 0;
+        entries.retain(|_| {
+            place += 1;
+            !superseded.contains(&(place - 1))
+        });
+    }
 }
 
-/// Plans the writing of what came along into `document` from a file that it hides. No entry of ours is in reach yet.
+/// Plans the writing of copied entries into `document`, before the agent has an entry to write.
 #[must_use]
-pub fn bring_along(mut document: Document<'_>, found: Found, taken_along: BTreeMap<String, String>) -> Plan {
+pub fn plan_copied(mut document: Document<'_>, origin: Origin, copied: BTreeMap<String, String>) -> Plan {
     let mut ledger = document.ledger().cloned().unwrap_or_default();
-    if is_made(&document, found, &taken_along) {
+    if origin == Origin::Nothing {
         ledger.created = ledger.created.or(Some(Created::File));
     }
-    ledger.taken_along.extend(taken_along);
-    set_ledger(&mut document, ledger);
+    ledger.taken_along.extend(copied);
+    document.set_ledger(ledger);
     Plan::Replace(document.to_bytes(), Changes::default())
 }
 
-/// Whether nothing of somebody else's is lost when `document` makes way for `other`.
+/// Whether no foreign content is lost when `document` is replaced by `other`.
 #[must_use]
 pub fn adds_nothing(document: &Document<'_>, other: &Document<'_>) -> bool {
-    let is_ours = |key: &str, digest: &String| {
+    let is_own = |key: &str, digest: &String| {
         let record = document.ledger().and_then(|ledger| ledger.entries.get(key));
         record.is_some_and(|record| record.digest == *digest)
     };
     let is_covered = |key: &str| {
         let digest = document.digest(key);
-        other.digest(key) == digest || digest.is_some_and(|digest| is_ours(key, &digest))
+        other.digest(key) == digest || digest.is_some_and(|digest| is_own(key, &digest))
     };
-    !document.has_other_fields() && document.keys().all(is_covered)
+    let fields: BTreeSet<_> = other.other_fields().collect();
+    document.other_fields().all(|field| fields.contains(&field)) && document.keys().all(is_covered)
 }
 
-/// Puts one entry in its place. Returns whether anything changed.
-fn put(
-    entries: &mut Vec<(Name<'_>, Entry<'_>)>,
-    key: &str,
-    wanted: &WantedEntry,
-    ours: bool,
-    taken_over: &mut Vec<String>,
-) -> bool {
-    let same: Vec<usize> =
-        (0..entries.len()).filter(|&at| is_same_registry(&entries[at].0.text, key)).collect();
-    if let [only] = same.as_slice()
-        && entries[*only].0.text == key
-        && entries[*only].1.says_just(&wanted.auth)
-        && ours
-    {
-        return false;
-    }
-    // Other spellings of this registry would be tried beside ours, in random order, so they go as well.
-    taken_over
-        .extend(same.iter().map(|&at| &entries[at].0.text).filter(|text| !ours || *text != key).cloned());
-    let entry = (Name::new(key), Entry::Ours(wanted.auth.clone()));
-    match same.first() {
-        Some(&first) => {
-            entries[first] = entry;
-            let mut at = 0;
-            entries.retain(|_| {
-                at += 1;
-                at - 1 == first || !same.contains(&(at - 1))
-            });
-        }
-        None => entries.push(entry),
-    }
-    true
-}
-
-/// Plans the removal of all that is ours from `document`. An entry that somebody else has changed since is theirs.
-///
-/// A file of our making with nothing else in it is deleted. `hides_another` says whether the kubelet would find another
-/// file then: what came along from that is left to it. A file that stays goes on hiding it, and keeps what came along.
+/// The foreign keys of `document`: those of entries that are not the agent's.
 #[must_use]
-pub fn remove(mut document: Document<'_>, hides_another: bool) -> Plan {
-    let Some(ledger) = document.ledger().cloned() else { return Plan::Keep };
-    let is_ours = |key: &str, with_along: bool| {
+pub fn foreign_keys(document: &Document<'_>) -> Vec<String> {
+    let own = document.own_records();
+    document.keys().filter(|key| !own.contains_key(*key)).map(str::to_owned).collect()
+}
+
+/// The keys of entries that look like the agent's, with the user name of ECR's tokens, but have no record. Another
+/// program may have dropped the ledger: `docker login` drops top-level keys that it does not know.
+#[must_use]
+pub fn unrecorded(document: &Document<'_>) -> Vec<String> {
+    let mut keys = foreign_keys(document);
+    keys.retain(|key| document.credentials(key).is_some_and(|found| found.username == ECR_USER));
+    keys
+}
+
+/// Plans the removal of the agent's entries from `document`. An entry that another program has changed since is not the
+/// agent's and stays.
+///
+/// Entries without a record are removed too if they are for one of `registries` and have the user name of ECR's tokens.
+/// A file that the agent created and that holds nothing else is deleted. `hides_another` says whether the kubelet would then
+/// find another file: the entries that were copied from it are removed with the file. A file that stays goes on hiding
+/// the other one, and keeps the copied entries.
+#[must_use]
+pub fn remove(mut document: Document<'_>, hides_another: bool, registries: &[String]) -> Plan {
+    let is_named = |key: &str| registries.iter().any(|registry| is_same_registry(key, registry));
+    let unrecorded: BTreeSet<String> =
+        unrecorded(&document).into_iter().filter(|key| is_named(key)).collect();
+    let found = document.ledger().cloned();
+    if found.is_none() && unrecorded.is_empty() {
+        return Plan::Keep;
+    }
+    let ledger = found.unwrap_or_default();
+    let is_own = |key: &str, with_copied: bool| {
         let written = ledger.entries.get(key).map(|record| &record.digest);
-        let along = ledger.taken_along.get(key).filter(|_| with_along);
+        let copied = ledger.taken_along.get(key).filter(|_| with_copied);
         let digest = document.digest(key);
-        digest.is_some() && (digest.as_ref() == written || digest.as_ref() == along)
+        digest.is_some() && (digest.as_ref() == written || digest.as_ref() == copied)
+            || unrecorded.contains(key)
     };
-    let made_file = ledger.created == Some(Created::File) && !document.has_other_fields();
-    let goes = hides_another && made_file && document.keys().all(|key| is_ours(key, true));
-    let removed: Vec<String> = document.keys().filter(|key| is_ours(key, goes)).map(str::to_owned).collect();
+    let created_file = ledger.created == Some(Created::File) && !document.has_other_fields();
+    let with_copied = hides_another && created_file && document.keys().all(|key| is_own(key, true));
+    let removed: BTreeSet<String> =
+        document.keys().filter(|key| is_own(key, with_copied)).map(str::to_owned).collect();
     if !removed.is_empty() {
         document.auths_mut().0.retain(|(name, _)| !removed.contains(&name.text));
     }
-    document.members.retain(|(_, part)| !matches!(part, Part::Ledger(_)));
+    document.members_mut().retain(|(_, part)| !matches!(part, Part::Ledger(_)));
     let nothing_left = document.entries().is_empty();
-    let made_auths = matches!(ledger.created, Some(Created::Auths | Created::AuthsFromNull));
-    if nothing_left && made_auths {
-        if ledger.created == Some(Created::AuthsFromNull) {
-            for (_, part) in document.members.iter_mut().filter(|(_, part)| part.is_auths()) {
+    match ledger.created.filter(|_| nothing_left) {
+        Some(Created::Auths) => document.members_mut().retain(|(_, part)| !part.is_auths()),
+        Some(Created::AuthsFromNull) => {
+            for (_, part) in document.members_mut().iter_mut().filter(|(_, part)| part.is_auths()) {
                 *part = Part::NullAuths;
             }
-        } else {
-            document.members.retain(|(_, part)| !part.is_auths());
         }
+        Some(Created::File) | None => {}
     }
-    let changes = Changes { removed, ..Changes::default() };
-    if made_file && nothing_left {
+    let changes = Changes { removed: removed.into_iter().collect(), ..Changes::default() };
+    if created_file && nothing_left {
         return Plan::Delete(changes);
     }
     Plan::Replace(document.to_bytes(), changes)
@@ -256,20 +311,4 @@ pub fn remove(mut document: Document<'_>, hides_another: bool) -> Plan {
 
 fn is_same_registry(text: &str, key: &str) -> bool {
     text == key || index_key(text).is_some_and(|index| index == key)
-}
-
-/// Writes the ledger in its place, or at the end.
-fn set_ledger(document: &mut Document<'_>, ledger: Ledger) {
-    let mut ledger = Some(ledger);
-    document.members.retain_mut(|(_, part)| {
-        if matches!(part, Part::Ledger(_)) {
-            let first = ledger.is_some();
-            *part = Part::Ledger(ledger.take());
-            return first;
-        }
-        true
-    });
-    if ledger.is_some() {
-        document.members.push((Name::new(ledger::KEY), Part::Ledger(ledger)));
-    }
 }

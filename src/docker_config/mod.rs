@@ -1,20 +1,23 @@
-//! The docker config: the JSON document with `auths` that the kubelet reads its registry credentials from.
+//! The docker config: the JSON document with `auths`, from which the kubelet reads its registry credentials.
 //!
-//! Pure: bytes in, a decision out. Nothing here opens a file, reads a clock or knows AWS.
+//! No I/O: bytes in, a decision out. Nothing here opens a file, reads a clock or knows AWS.
 //!
-//! | file | what it knows |
+//! | file | what is in it |
 //! | --- | --- |
-//! | [`json`] | JSON objects as Go's `encoding/json` reads them, every value kept as the text it was |
-//! | [`entry`] | what the kubelet reads from one entry, and which entry spoils the whole file |
-//! | [`key`] | which keys are one and the same registry for the kubelet |
-//! | [`image`] | an image's name, and what credentials are looked up for |
-//! | [`keyring`] | which entries the kubelet tries for an image, in which order, and why not the others |
-//! | [`ledger`] | our own top-level key: which entries are ours, and until when they are good |
-//! | [`document`] | a whole document: parse, judge, serialise |
-//! | [`merge`] | what a publish or a removal has to do to it |
+//! | [`json`] | JSON objects as Go's `encoding/json` reads them, every value kept as text |
+//! | [`entry`] | what the kubelet reads from one entry, and which entry makes it ignore the whole file |
+//! | [`key`] | which keys are the same registry for the kubelet |
+//! | [`image`] | an image's name, as the kubelet reads it |
+//! | [`matching`] | whether a key matches an image's name, and if not, why |
+//! | [`keyring`] | which entries the kubelet tries for an image, in which order |
+//! | [`ledger`] | the agent's own top-level key: which entries the agent wrote, and when they expire |
+//! | [`document`] | a document's content, and its text |
+//! | [`parse`] | parses a document by the kubelet's rules |
+//! | [`merge`] | what a publish or a removal changes in a document |
+//! | [`other_program`] | whether a file plainly belongs to another program |
 //! | [`search`] | where the kubelet looks for documents, and which one it uses |
 //!
-//! The kubelet's rules stand in its `pkg/credentialprovider` (`config.go`, `keyring.go`), the same from 1.23 to 1.37.
+//! The kubelet's rules are in its `pkg/credentialprovider` (`config.go`, `keyring.go`), the same from 1.23 to 1.37.
 
 pub mod document;
 pub mod entry;
@@ -23,5 +26,8 @@ pub mod json;
 pub mod key;
 pub mod keyring;
 pub mod ledger;
+pub mod matching;
 pub mod merge;
+pub mod other_program;
+pub mod parse;
 pub mod search;

@@ -3,16 +3,16 @@
 //! The first file that it can read and decode ends the search; files are never merged (`ReadDockerConfigFile` in the
 //! kubelet's `pkg/credentialprovider/config.go`).
 
-use super::document::Shape;
 use super::keyring::{Ignored, Keyring};
+use super::parse::Shape;
 use secrecy::zeroize::Zeroizing;
 use std::path::{Path, PathBuf};
 
-/// The name that the kubelet looks for first.
+/// The file name that the kubelet looks for first.
 const DOCKER_CONFIG: &str = "config.json";
 const LEGACY: &str = ".dockercfg";
 
-/// A kubelet, as far as its search goes.
+/// What a kubelet's search depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubelet {
     /// The file that it looks for first: `config.json` in its root directory (`--root-dir`).
@@ -23,12 +23,12 @@ pub struct Kubelet {
     pub home: Option<PathBuf>,
 }
 
-/// A place where it looks.
+/// A place where a kubelet looks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
     pub path: PathBuf,
-    /// What it must be to be read.
+    /// Which kind of file it must be.
     pub shape: Shape,
 }
 
@@ -41,7 +41,7 @@ pub enum Content {
     Bytes(Zeroizing<Vec<u8>>),
     /// Something that the kubelet cannot read either.
     Unreadable(String),
-    /// Something that we cannot read, and the kubelet perhaps can.
+    /// Something that this program cannot read, and the kubelet perhaps can.
     Unknown(String),
 }
 
@@ -50,20 +50,20 @@ pub enum Content {
 pub enum Verdict {
     /// Nothing is there.
     Missing,
-    /// It goes on to the next.
+    /// The kubelet goes on to the next place.
     Ignored(Vec<String>),
-    /// It uses this file.
+    /// The kubelet uses this file.
     Used(Keyring),
-    /// It would use this file, were there not an earlier one.
+    /// The kubelet would use this file if there was no earlier one.
     Hidden(Keyring),
-    /// We cannot say, and so not what comes of the places behind it either.
+    /// Cannot be determined, and so neither can the verdict on later places.
     Unknown(String),
 }
 
 impl Kubelet {
-    /// The places in the kubelet's order. One may come twice.
+    /// The places in the kubelet's order. A place may occur twice.
     ///
-    /// An auth file of another name is in no kubelet's search path: it is looked at alone.
+    /// An auth file with another name is in no kubelet's search path: it is the only place.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         let first = Place { path: self.auth_file.clone(), shape: Shape::DockerConfig };
@@ -103,8 +103,8 @@ pub fn judge(places: Vec<(Place, Content)>) -> Vec<(Place, Verdict)> {
                 Ok(keyring) if is_found => Verdict::Hidden(keyring),
                 Ok(keyring) => Verdict::Used(keyring),
                 Err(Ignored::Invalid(why)) => Verdict::Ignored(vec![why]),
-                Err(Ignored::Spoilt(spoilt)) => {
-                    Verdict::Ignored(spoilt.iter().map(ToString::to_string).collect())
+                Err(Ignored::Defects(defects)) => {
+                    Verdict::Ignored(defects.iter().map(ToString::to_string).collect())
                 }
             },
         };
@@ -164,7 +164,7 @@ mod tests {
         let found = words(vec![Content::Missing, bytes("{"), bytes("{}"), bytes("{}"), bytes("")]);
         assert_eq!(found, ["missing", "ignored", "used", "hidden", "ignored"]);
         assert_eq!(words(vec![Content::Unreadable(String::new()), bytes("null")]), ["ignored", "used"]);
-        // Whether the second is used nobody can say.
+        // Whether the second is used cannot be determined.
         assert_eq!(words(vec![Content::Unknown(String::new()), bytes("{}")]), ["unknown", "hidden"]);
     }
 }

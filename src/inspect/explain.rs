@@ -7,7 +7,8 @@ use crate::auth_file::read_place;
 use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
 use crate::docker_config::key::visible;
-use crate::docker_config::keyring::{Entry, Found, Keyring, Mismatch};
+use crate::docker_config::keyring::{Entry, Keyring, LookUp};
+use crate::docker_config::matching::Mismatch;
 use crate::docker_config::search::{self, Content, Kubelet, Place, Verdict};
 use crate::ecr::http::registries::Registries;
 use crate::inspect::registry::client::{self, Verification};
@@ -182,7 +183,7 @@ pub async fn verify(explanation: &mut Explanation, http: &Registries, plain_http
 }
 
 fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplanation {
-    let Found { tried, passed_over, as_default } = keyring.look_up(&image);
+    let LookUp { tried, passed_over, as_default } = keyring.look_up(&image);
     let is_one_of_several =
         |entry: &Entry| tried.iter().filter(|other| entry.is_filed_with(other)).count() > 1;
     let tried = tried.iter().map(|entry| Tried {

@@ -4,7 +4,7 @@ use super::explain::{Explanation, ImageExplanation, State, Tried};
 use super::registry::answer::Answers;
 use super::registry::challenge::Challenge;
 use super::registry::client::Verification;
-use crate::docker_config::keyring::Mismatch;
+use crate::docker_config::matching::Mismatch;
 use crate::docker_config::search::{Place, Verdict};
 use serde_json::{Value, json};
 

@@ -3,10 +3,10 @@
 use super::explain;
 use super::visibility::Visibility;
 use crate::auth_file::{AuthFile, AuthFileError};
-use crate::docker_config::document::{self, Shape, Spoilt};
 use crate::docker_config::key::{index_key, visible};
 use crate::docker_config::keyring::{Entry, Keyring};
 use crate::docker_config::ledger::Record;
+use crate::docker_config::parse::{self, Defect, Shape};
 use crate::docker_config::search::Verdict;
 use crate::ecr::registry::{Registry, is_ecr_host};
 use crate::report::exit::chain;
@@ -153,16 +153,16 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
     let Some(bytes) = bytes else {
         return FileStatus::new(path, "there is no such file".to_owned()).with_missing(asked);
     };
-    let parsed = match document::parse(bytes) {
+    let parsed = match parse::parse(bytes) {
         Ok(parsed) => parsed,
         Err(error) => {
             let problem = format!("the kubelet ignores this file, or the agent cannot write it: {error}");
             return FileStatus::new(path, problem).with_missing(asked);
         }
     };
-    let ignored = |spoilt: &Spoilt| format!("the kubelet ignores this file: {spoilt}");
+    let ignored = |defect: &Defect| format!("the kubelet ignores this file: {defect}");
     let mut status = FileStatus::new(path, String::new());
-    status.problems = parsed.spoilt.iter().map(ignored).collect();
+    status.problems = parsed.defects.iter().map(ignored).collect();
     let ledger = parsed.document.ledger().cloned().unwrap_or_default();
     for key in parsed.document.keys() {
         let is_ours = |record: &&Record| parsed.document.digest(key).as_ref() == Some(&record.digest);

@@ -7,7 +7,7 @@ use super::names::SecretRef;
 use super::schedule;
 use crate::docker_config::ledger::{Ledger, Record};
 use crate::docker_config::merge::{Wanted, WantedEntry};
-use crate::docker_config::{document, json, ledger};
+use crate::docker_config::{json, ledger, parse};
 use crate::time::schedule::Life;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
@@ -164,10 +164,10 @@ struct Current {
 
 impl Current {
     fn read(secret: &PullSecret, wanted: &Wanted, now: Timestamp) -> Self {
-        let Some(Ok(parsed)) = secret.docker_config().map(document::parse) else { return Self::default() };
+        let Some(Ok(parsed)) = secret.docker_config().map(parse::parse) else { return Self::default() };
         let document = &parsed.document;
         let ledger = secret.annotation(ENTRIES).and_then(|text| Ledger::from_json(text)).unwrap_or_default();
-        let mut current = Self { intact: parsed.spoilt.is_empty(), ..Self::default() };
+        let mut current = Self { intact: parsed.defects.is_empty(), ..Self::default() };
         for key in document.keys() {
             let record =
                 ledger.entries.get(key).filter(|record| is_plausible(record, wanted.entries.get(key), now));
@@ -263,7 +263,7 @@ fn desired_entries(
         unexpired(wanted, now).map(|(key, ours)| (key.clone(), Entry::of(ours))).collect();
     for (key, entry) in &current.entries {
         let stays = match (entries.get(key), wanted.lapse.get(key)) {
-            (Some(ours), _) => ownership == Ownership::Many && entry.record.rank() > ours.record.rank(),
+            (Some(ours), _) => ownership == Ownership::Many && entry.record.rank(now) > ours.record.rank(now),
             (None, Some(until)) => entry.record.expires_at > *until,
             (None, None) => {
                 let is_kept = wanted.keep.contains(key) || wanted.entries.contains_key(key);
@@ -748,7 +748,13 @@ mod tests {
         ) {
             let agents: Vec<Wanted> = auths.iter().map(|auth| wanted(&[(HOST, auth, 0)])).collect();
             let all: Vec<&Wanted> = agents.iter().collect();
-            let best = agents.iter().max_by_key(|agent| agent.entries[HOST].record().rank()).unwrap();
+            let best = agents
+                .iter()
+                .max_by(|a, b| {
+                    let [a, b] = [a, b].map(|agent| agent.entries[HOST].record());
+                    a.rank(at(0)).cmp(&b.rank(at(0)))
+                })
+                .unwrap();
             let best = best.entries[HOST].auth.expose_secret();
             let turns: Vec<&Wanted> = turns.iter().filter_map(|turn| agents.get(*turn)).collect();
             let order: Vec<&Wanted> = turns.into_iter().chain(all).collect();

@@ -2,8 +2,8 @@
 
 use super::request::TokenRequest;
 use crate::auth_file::AuthFile;
-use crate::docker_config::document::{self, Parsed};
 use crate::docker_config::ledger::{Ledger, Record};
+use crate::docker_config::parse::{self, Parsed};
 use crate::ecr::client::{Caller, Ecr, Identity};
 use crate::ecr::http::proxy::ProxyError;
 use crate::ecr::refusal::{AnswerError, Refusal};
@@ -144,7 +144,7 @@ pub fn unanswered(limit: Duration) -> Refusal {
 
 fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Option<Token> {
     let bytes = file.read().ok().flatten()?;
-    let parsed = document::parse(&bytes).ok()?;
+    let parsed = parse::parse(&bytes).ok()?;
     let ledger = parsed.document.ledger()?;
     let token = |key: &String| {
         let record = ledger.entries.get(key)?;

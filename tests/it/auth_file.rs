@@ -264,16 +264,8 @@ fn a_new_file_takes_along_what_it_hides() {
 }
 
 #[test]
-fn a_spoilt_file_hid_nothing_and_a_whole_one_does() {
+fn a_damaged_file_hid_nothing_and_a_whole_one_does() {
     let hidden = "{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}";
-    let node = Node::with_auth_file("damaged");
-    node.write("home/.dockercfg", hidden);
-    node.once(&[]).expect(0, &["is hidden by this file from now on"]);
-
-    // Nothing of it lives on, so the hidden file counts again afterwards.
-    let auth_file = node.auth_file();
-    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["deleted"]);
-
     // Where the file stays, it goes on hiding the other, and keeps what came along.
     let node = Node::with_auth_file("{\"auths\":{\"b.example\":{},\"c.example\":[]}}");
     node.write("home/.dockercfg", hidden);
@@ -287,6 +279,15 @@ fn a_spoilt_file_hid_nothing_and_a_whole_one_does() {
     node.write("home/.dockercfg", hidden);
     node.once(&[]).expect(0, &[]);
     assert!(node.document()["auths"].get("a.example").is_none(), "that file was hidden before us");
+}
+
+#[test]
+fn remove_does_not_delete_a_file_whose_original_was_set_aside() {
+    let node = Node::with_auth_file("damaged");
+    node.once(&[]).expect(0, &["the original is kept"]);
+    let auth_file = node.auth_file();
+    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["removed"]);
+    assert_eq!(node.document(), json!({}));
 }
 
 #[test]
@@ -348,7 +349,8 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
 }
 
 /// Publishing at no time in particular.
-pub const MANNER: PublishOptions = PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, mode: None };
+pub const MANNER: PublishOptions =
+    PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, explicit: true, mode: None };
 
 /// One entry with a new token each time.
 pub fn wanted(number: usize) -> Wanted {

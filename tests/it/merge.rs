@@ -2,8 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_node_agent::docker_config::document::{self, Document};
-use ecr_node_agent::docker_config::merge::{self, Found, Plan, Wanted, WantedEntry};
+use ecr_node_agent::docker_config::document::Document;
+use ecr_node_agent::docker_config::merge::{self, MergeInput, Origin, Plan, Wanted, WantedEntry};
+use ecr_node_agent::docker_config::parse;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use secrecy::SecretString;
@@ -30,9 +31,13 @@ fn wanted(entries: &BTreeMap<String, String>) -> Wanted {
 }
 
 fn parse(text: &str) -> Document<'_> {
-    let parsed = document::parse(text.as_bytes()).unwrap();
-    assert_eq!(parsed.spoilt, [], "{text}");
+    let parsed = parse::parse(text.as_bytes()).unwrap();
+    assert_eq!(parsed.defects, [], "{text}");
     parsed.document
+}
+
+fn input(origin: Origin) -> MergeInput {
+    MergeInput { origin, copied: BTreeMap::new(), explicit: false, now: now() }
 }
 
 /// The text after a plan, or the same text where nothing is to be done.
@@ -45,11 +50,11 @@ fn after(text: &str, plan: Plan) -> String {
 }
 
 fn merged(text: &str, entries: &BTreeMap<String, String>) -> String {
-    after(text, merge::plan(parse(text), &wanted(entries), Found::Whole, BTreeMap::new()))
+    after(text, merge::plan(parse(text), &wanted(entries), input(Origin::File)))
 }
 
 fn removed(text: &str) -> String {
-    after(text, merge::remove(parse(text), false))
+    after(text, merge::remove(parse(text), false, &[]))
 }
 
 fn value(text: &str) -> Value {
@@ -136,7 +141,7 @@ proptest! {
     #[test]
     fn a_second_merge_changes_nothing(document in foreign_document(), ours in our_entries()) {
         let once = merged(&document.to_string(), &ours);
-        let again = merge::plan(parse(&once), &wanted(&ours), Found::Whole, BTreeMap::new());
+        let again = merge::plan(parse(&once), &wanted(&ours), input(Origin::File));
         prop_assert!(matches!(again, Plan::Keep), "{:?}", again);
     }
 
@@ -152,8 +157,8 @@ proptest! {
     #[test]
     fn what_is_merged_the_kubelet_accepts(document in foreign_document(), ours in our_entries()) {
         let text = merged(&document.to_string(), &ours);
-        let parsed = document::parse(text.as_bytes()).unwrap();
-        prop_assert!(parsed.spoilt.is_empty());
+        let parsed = parse::parse(text.as_bytes()).unwrap();
+        prop_assert!(parsed.defects.is_empty());
         for key in ours.keys() {
             prop_assert_eq!(parsed.document.credentials(key).unwrap().username, "AWS");
         }
@@ -161,13 +166,13 @@ proptest! {
 
     #[test]
     fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        document::parse(&bytes).ok();
-        document::parse_legacy(&bytes).ok();
+        parse::parse(&bytes).ok();
+        parse::parse_legacy(&bytes).ok();
     }
 
     #[test]
     fn any_text_like_a_document_is_parsed_or_refused(text in "[{}\\[\\]\",:authsX0-9nul \\\\]{0,60}") {
-        document::parse(text.as_bytes()).ok();
+        parse::parse(text.as_bytes()).ok();
     }
 }
 
@@ -205,7 +210,7 @@ fn every_spelling_of_our_registry_is_taken_over_and_no_other_key() {
         "*.dkr.ecr.eu-west-1.amazonaws.com": { "auth": "dTpnbG9i" },
     }});
     let Plan::Replace(bytes, changes) =
-        merge::plan(parse(&text.to_string()), &wanted(&ours()), Found::Whole, BTreeMap::new())
+        merge::plan(parse(&text.to_string()), &wanted(&ours()), input(Origin::File))
     else {
         panic!("nothing to do?")
     };
@@ -225,8 +230,7 @@ fn only_entries_that_were_ours_and_are_not_asked_for_go() {
     let text = merged(&start, &both);
     let mut next = wanted(&ours());
     next.keep.push(failed.to_owned());
-    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &next, Found::Whole, BTreeMap::new())
-    else {
+    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &next, input(Origin::File)) else {
         panic!()
     };
     assert_eq!(changes.removed, [other]);
@@ -248,28 +252,31 @@ fn a_public_entry_without_a_new_token_goes_before_it_expires() {
             drop_others: true,
             ..Wanted::default()
         };
-        let after = after(&text, merge::plan(parse(&text), &wanted, Found::Whole, BTreeMap::new()));
+        let after = after(&text, merge::plan(parse(&text), &wanted, input(Origin::File)));
         assert_eq!(value(&after)["auths"].get(public).is_some(), stays, "{after}");
     }
 }
 
 #[test]
 fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
-    let made = after("", merge::plan(Document::default(), &wanted(&ours()), Found::Nothing, BTreeMap::new()));
-    assert!(matches!(merge::remove(parse(&made), false), Plan::Delete(_)));
+    let made = after("", merge::plan(Document::default(), &wanted(&ours()), input(Origin::Nothing)));
+    assert!(matches!(merge::remove(parse(&made), false, &[]), Plan::Delete(_)));
 
     // What came along from a file that ours hides is left to that file, whatever it holds by now.
     let hidden = parse("{\"auths\": {\"a.example\": {\"auth\": \"dTpw\"}}}");
     let mut document = Document::default();
-    let along = document.take_along(&hidden);
+    let along = document.copy_entries(&hidden);
     assert_eq!(along.keys().collect::<Vec<_>>(), ["a.example"]);
-    let made = after("", merge::plan(document, &wanted(&ours()), Found::Nothing, along));
-    assert!(matches!(merge::remove(parse(&made), true), Plan::Delete(_)));
+    let made = after(
+        "",
+        merge::plan(document, &wanted(&ours()), MergeInput { copied: along, ..input(Origin::Nothing) }),
+    );
+    assert!(matches!(merge::remove(parse(&made), true, &[]), Plan::Delete(_)));
     // Not so if there is no such file any more, or if somebody has changed the entry here: then this is its only place.
-    let kept = value(&after(&made, merge::remove(parse(&made), false)));
+    let kept = value(&after(&made, merge::remove(parse(&made), false, &[])));
     assert_eq!(kept["auths"], json!({ "a.example": { "auth": "dTpw" } }));
     let changed = made.replace("dTpw", "dTpx");
-    let kept = value(&after(&changed, merge::remove(parse(&changed), true)));
+    let kept = value(&after(&changed, merge::remove(parse(&changed), true, &[])));
     assert_eq!(kept["auths"], json!({ "a.example": { "auth": "dTpx" } }));
 }
 
@@ -277,12 +284,12 @@ fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
 fn an_entry_that_somebody_else_has_changed_is_theirs() {
     let text = merged("{}", &ours());
     let theirs = text.replace(&STANDARD.encode("AWS:new"), "dTp0aGVpcnM=");
-    let kept = value(&after(&theirs, merge::remove(parse(&theirs), false)));
+    let kept = value(&after(&theirs, merge::remove(parse(&theirs), false, &[])));
     assert_eq!(kept["auths"][HOST]["auth"], "dTp0aGVpcnM=");
     // Nor does it go when the registry is no longer asked for; and when it is, it is taken over, and told.
     let other = BTreeMap::from([("210987654321.dkr.ecr.us-east-1.amazonaws.com".to_owned(), "x".to_owned())]);
     assert_eq!(value(&merged(&theirs, &other))["auths"][HOST]["auth"], "dTp0aGVpcnM=");
-    let plan = merge::plan(parse(&theirs), &wanted(&ours()), Found::Whole, BTreeMap::new());
+    let plan = merge::plan(parse(&theirs), &wanted(&ours()), input(Origin::File));
     let Plan::Replace(_, changes) = plan else { panic!() };
     assert_eq!(changes.taken_over, [HOST]);
 }
@@ -292,11 +299,11 @@ fn a_token_of_ours_that_is_good_for_longer_stays() {
     let later = merged("{}", &ours());
     let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
     older.entries.get_mut(HOST).unwrap().expires_at = now() + SignedDuration::from_hours(1);
-    let plan = merge::plan(parse(&later), &older, Found::Whole, BTreeMap::new());
+    let plan = merge::plan(parse(&later), &older, input(Origin::File));
     assert!(matches!(plan, Plan::Keep), "{plan:?}");
     // Not so one of another caller's.
     older.entries.get_mut(HOST).unwrap().source = "eu-west-1 as another".to_owned();
-    let plan = merge::plan(parse(&later), &older, Found::Whole, BTreeMap::new());
+    let plan = merge::plan(parse(&later), &older, input(Origin::File));
     assert!(matches!(plan, Plan::Replace(..)), "{plan:?}");
 }
 
@@ -305,7 +312,7 @@ fn odd_text_in_the_ledger_does_not_spoil_the_file() {
     let mut wanted = wanted(&ours());
     let entry = wanted.entries.get_mut(HOST).unwrap();
     entry.source = "two  spaces\n\tand \"quotes\"".to_owned();
-    let text = after("{}", merge::plan(parse("{}"), &wanted, Found::Whole, BTreeMap::new()));
+    let text = after("{}", merge::plan(parse("{}"), &wanted, input(Origin::File)));
     assert_eq!(value(&text)["ecr-node-agent"]["entries"][HOST]["source"], "two  spaces\n\tand \"quotes\"");
 }
 
@@ -313,12 +320,78 @@ fn odd_text_in_the_ledger_does_not_spoil_the_file() {
 fn a_spoilt_file_is_not_mended_for_its_own_sake() {
     let lapse = BTreeMap::from([("public.ecr.aws".to_owned(), now())]);
     let wanted = Wanted { lapse, drop_others: true, ..Wanted::default() };
-    let plan = merge::plan(parse("{\"auths\":{\"a\":{}}}"), &wanted, Found::Spoilt, BTreeMap::new());
+    let plan = merge::plan(parse("{\"auths\":{\"a\":{}}}"), &wanted, input(Origin::Repaired));
     assert!(matches!(plan, Plan::Keep), "{plan:?}");
 }
 
 #[test]
 fn a_removal_without_a_ledger_changes_nothing() {
     let text = json!({ "auths": { HOST: { "auth": "dTpw" } } }).to_string();
-    assert!(matches!(merge::remove(parse(&text), false), Plan::Keep));
+    assert!(matches!(merge::remove(parse(&text), false, &[]), Plan::Keep));
+}
+
+#[test]
+fn two_agents_that_fetched_in_the_same_second_settle_on_one_token() {
+    let tokens =
+        ["one", "other"].map(|password| wanted(&BTreeMap::from([(HOST.to_owned(), password.to_owned())])));
+    for start in 0..2 {
+        let mut text = "{}".to_owned();
+        let mut writes = 0;
+        // Both agents look at the file in turns and write their own token if it outranks the one that is there.
+        for turn in 0..6 {
+            let plan = merge::plan(parse(&text), &tokens[(start + turn) % 2], input(Origin::File));
+            writes += usize::from(!matches!(plan, Plan::Keep));
+            text = after(&text, plan);
+        }
+        assert!(writes <= 2, "{writes} writes");
+    }
+}
+
+#[test]
+fn a_record_that_claims_an_impossible_expiry_keeps_no_token_away() {
+    let mut planted = wanted(&BTreeMap::from([(HOST.to_owned(), "planted".to_owned())]));
+    planted.entries.get_mut(HOST).unwrap().expires_at = now() + SignedDuration::from_hours(24 * 365);
+    let text = after("{}", merge::plan(parse("{}"), &planted, input(Origin::File)));
+    let plan = merge::plan(parse(&text), &wanted(&ours()), input(Origin::File));
+    assert!(matches!(plan, Plan::Replace(..)), "{plan:?}");
+}
+
+#[test]
+fn an_explicit_refresh_writes_what_it_fetched() {
+    let later = merged("{}", &ours());
+    let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
+    older.entries.get_mut(HOST).unwrap().expires_at = now() + SignedDuration::from_hours(1);
+    let plan = merge::plan(parse(&later), &older, MergeInput { explicit: true, ..input(Origin::File) });
+    assert!(matches!(plan, Plan::Replace(..)), "{plan:?}");
+}
+
+#[test]
+fn a_removal_takes_out_an_entry_without_a_record_if_it_is_ecrs_and_asked_for() {
+    // `docker login` has dropped the ledger.
+    let auth = STANDARD.encode("AWS:new");
+    let other = "210987654321.dkr.ecr.us-east-1.amazonaws.com";
+    let text = json!({ "auths": {
+        HOST: { "auth": auth },
+        other: { "auth": auth },
+        "registry.example.com": { "auth": STANDARD.encode("user:pass") },
+    }})
+    .to_string();
+    assert_eq!(merge::unrecorded(&parse(&text)), [HOST, other]);
+    assert!(matches!(merge::remove(parse(&text), false, &[]), Plan::Keep));
+    let registries = [HOST.to_owned(), "registry.example.com".to_owned()];
+    let left = value(&after(&text, merge::remove(parse(&text), false, &registries)));
+    let keys: Vec<_> = entries_of(&left).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, [other, "registry.example.com"]);
+}
+
+#[test]
+fn a_document_of_thousands_of_entries_is_merged_and_emptied_again() {
+    let key = |number: usize| format!("{number:012}.dkr.ecr.us-east-1.amazonaws.com");
+    let ours: BTreeMap<_, _> = (0..1500).map(|number| (key(number), "password".to_owned())).collect();
+    let foreign: Map<_, _> = (0..6000).map(|number| (format!("{number}.example"), json!({}))).collect();
+    let text = json!({ "auths": foreign }).to_string();
+    let merged = merged(&text, &ours);
+    let again = merge::plan(parse(&merged), &wanted(&ours), input(Origin::File));
+    assert!(matches!(again, Plan::Keep));
+    assert_eq!(value(&removed(&merged)), value(&text));
 }

@@ -7,9 +7,9 @@
 use super::needs::{Need, all_here, tell};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_node_agent::docker_config::document::{self, Shape, Unusable};
 use ecr_node_agent::docker_config::image::Image;
 use ecr_node_agent::docker_config::keyring::Keyring;
+use ecr_node_agent::docker_config::parse::{self, ParseError, Shape};
 use fastrand::Rng;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -146,13 +146,13 @@ impl Case {
     /// Whether the kubelet accepts the file and we would not write it again; fails where the merge judges it otherwise.
     fn is_not_to_carry(&self, accepted: bool) -> bool {
         let parsed = match self.shape {
-            Shape::DockerConfig => document::parse(&self.bytes),
-            Shape::Legacy => document::parse_legacy(&self.bytes),
+            Shape::DockerConfig => parse::parse(&self.bytes),
+            Shape::Legacy => parse::parse_legacy(&self.bytes),
         };
         match parsed {
-            Ok(parsed) => assert_eq!(parsed.spoilt.is_empty(), accepted, "{self:?}"),
-            Err(Unusable::Invalid(why)) => assert!(!accepted, "{why}: {self:?}"),
-            Err(Unusable::CannotCarry(why)) => {
+            Ok(parsed) => assert_eq!(parsed.defects.is_empty(), accepted, "{self:?}"),
+            Err(ParseError::Invalid(why)) => assert!(!accepted, "{why}: {self:?}"),
+            Err(ParseError::CannotPreserve(why)) => {
                 assert!(accepted, "{why}: {self:?}");
                 return true;
             }

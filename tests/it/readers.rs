@@ -3,7 +3,7 @@
 use crate::auth_file::{MANNER, auth_file, wanted};
 use crate::needs::tell;
 use crate::node::{FOREIGN, HOST, Node, read};
-use ecr_node_agent::docker_config::document;
+use ecr_node_agent::docker_config::parse;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -19,8 +19,8 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
         let reader = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let bytes = fs::read(&path).unwrap();
-                let parsed = document::parse(&bytes).unwrap();
-                assert_eq!(parsed.spoilt, []);
+                let parsed = parse::parse(&bytes).unwrap();
+                assert_eq!(parsed.defects, []);
                 assert_eq!(parsed.document.credentials(HOST).unwrap().username, "AWS");
                 assert!(parsed.document.ledger().is_some());
                 reads.fetch_add(1, Ordering::Relaxed);

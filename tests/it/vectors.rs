@@ -3,11 +3,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_node_agent::auth_file::read_place;
-use ecr_node_agent::docker_config::document::{self, Document, Shape, Unusable};
+use ecr_node_agent::docker_config::document::Document;
 use ecr_node_agent::docker_config::image::Image;
-use ecr_node_agent::docker_config::keyring::{self, Entry, Keyring};
+use ecr_node_agent::docker_config::keyring::{Entry, Keyring};
+use ecr_node_agent::docker_config::parse::{self, ParseError, Shape};
 use ecr_node_agent::docker_config::search::{self, Content, Kubelet, Verdict};
-use ecr_node_agent::docker_config::{entry, json as json_text, key};
+use ecr_node_agent::docker_config::{entry, json as json_text, key, matching};
 use ecr_node_agent::ecr::registry::{Endpoint, Registry, host_of_proxy_endpoint};
 use ecr_node_agent::ecr::token::AuthorizationToken;
 use secrecy::zeroize::Zeroizing;
@@ -74,23 +75,23 @@ fn files_are_judged_as_the_kubelet_judges_them() {
         let id = case["id"].as_str().unwrap();
         let (bytes, expected) = (content(&case["input"]), &case["expected"]);
         let parsed = match case["input"]["format"].as_str().unwrap() {
-            "dockercfg" => document::parse_legacy(&bytes),
-            _ => document::parse(&bytes),
+            "dockercfg" => parse::parse_legacy(&bytes),
+            _ => parse::parse(&bytes),
         };
         match id {
             // What the kubelet accepts here we could not write again as it is, so we leave such a file alone.
             "file_parse_edge-25" | "file_parse_edge-26" | "file_parse_edge-27" | "file_parse_edge-67" => {
-                assert!(matches!(parsed, Err(Unusable::CannotCarry(_))), "{id}: {parsed:?}");
+                assert!(matches!(parsed, Err(ParseError::CannotPreserve(_))), "{id}: {parsed:?}");
                 continue;
             }
             _ => {}
         }
         match parsed {
-            Ok(parsed) if parsed.spoilt.is_empty() => {
+            Ok(parsed) if parsed.defects.is_empty() => {
                 assert_eq!(expected["error"], false, "{id}: the kubelet refuses this file");
                 assert_credentials(&parsed.document, &expected["entries"], id);
             }
-            Ok(_) | Err(Unusable::Invalid(_)) => {
+            Ok(_) | Err(ParseError::Invalid(_)) => {
                 assert_eq!(expected["error"], true, "{id}: the kubelet accepts it");
             }
             Err(error) => panic!("{id}: {error}"),
@@ -215,11 +216,11 @@ fn entries_are_tried_as_the_kubelet_tries_them() {
 fn keys_match_names_as_the_kubelet_matches_them() {
     for case in kubelet(&["url_match", "url_match_ecr", "url_match_edge"]) {
         let text = |name: &str| case["input"][name].as_str().unwrap();
-        let found = keyring::matches(text("glob"), text("target"));
+        let found = matching::matches(text("glob"), text("target"));
         assert_eq!(found, case["expected"]["match"].as_bool().unwrap(), "{}", case["id"]);
     }
     for case in kubelet(&["default_registry"]) {
-        let found = keyring::is_of_the_default_registry(case["input"]["image"].as_str().unwrap());
+        let found = matching::is_of_the_default_registry(case["input"]["image"].as_str().unwrap());
         assert_eq!(found, case["expected"]["is_default"].as_bool().unwrap(), "{}", case["id"]);
     }
 }

@@ -281,8 +281,8 @@ fn the_kubelet_accepts_the_content_of_the_secret() {
     let secret = world.secret().unwrap();
     let data = secret["data"][".dockerconfigjson"].as_str().unwrap();
     let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap();
-    let parsed = ecr_node_agent::docker_config::document::parse(&bytes);
-    assert!(parsed.is_ok_and(|parsed| parsed.spoilt.is_empty()), "the kubelet refuses it");
+    let parsed = ecr_node_agent::docker_config::parse::parse(&bytes);
+    assert!(parsed.is_ok_and(|parsed| parsed.defects.is_empty()), "the kubelet refuses it");
 }
 
 #[test]
