@@ -68,6 +68,8 @@ pub enum Command {
     Remove {
         /// The files.
         auth_files: Vec<AuthFile>,
+        /// The registries whose entries are taken out even without a record, if they are ECR's.
+        registries: Vec<Registry>,
         /// The secrets to delete.
         pull_secrets: PullSecrets,
         /// Change nothing, only print what would change.

@@ -3,7 +3,7 @@
 //! Each write runs in a thread of its own, so that a file whose file system hangs delays no other.
 
 use crate::auth_file::publish::Published;
-use crate::auth_file::{AuthFile, AuthFileError, Effect, Outcome, PublishOptions};
+use crate::auth_file::{AuthFile, AuthFileError, Effect, Memory, Outcome, PublishOptions};
 use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::Wanted;
 use crate::docker_config::parse::own_records;
@@ -36,8 +36,8 @@ pub struct AuthFiles {
 struct AuthFileState {
     file: AuthFile,
     scheduler: WriteScheduler,
-    /// The permission bits that the file had when it was last read; `None` if there was none.
-    mode: Option<u32>,
+    /// What is remembered of the file between two writes; empty while a write is under way.
+    memory: Memory,
     /// The entries of ours that the file held after it was last read or written, by key.
     records: BTreeMap<String, Record>,
     /// When the write that is under way started; `None` if none is.
@@ -55,8 +55,8 @@ pub struct WriteEnded {
     file: usize,
     /// Whether the file was only read, since there was nothing to write.
     only_read: bool,
-    /// `None` if the thread ended with a panic.
-    result: Option<Result<Outcome, AuthFileError>>,
+    /// How the write ended, and what to remember of the file; `None` if the thread ended with a panic.
+    result: Option<(Result<Outcome, AuthFileError>, Memory)>,
 }
 
 /// An entry that every file holds.
@@ -78,7 +78,7 @@ impl AuthFiles {
             AuthFileState {
                 file: file.clone(),
                 scheduler,
-                mode: None,
+                memory: Memory::default(),
                 records: BTreeMap::new(),
                 writing_since: None,
                 slow: false,
@@ -138,10 +138,13 @@ impl AuthFiles {
             let state = &mut self.files[number];
             state.writing_since = Some(now);
             let (file, wanted) = (state.file.clone(), Arc::clone(&wanted));
-            let options = PublishOptions { now: now.wall, dry_run: false, explicit: false, mode: state.mode };
+            let options = PublishOptions { now: now.wall, dry_run: false, explicit: false };
+            let mut memory = std::mem::take(&mut state.memory);
             self.writes.spawn(async move {
                 let write = tokio::task::spawn_blocking(move || {
-                    if only_read { read(&file) } else { file.publish(&wanted, options) }
+                    let result =
+                        if only_read { read(&file) } else { file.publish(&wanted, options, &mut memory) };
+                    (result, memory)
                 });
                 WriteEnded { file: number, only_read, result: write.await.ok() }
             });
@@ -176,15 +179,21 @@ impl AuthFiles {
         state.writing_since = None;
         state.slow = false;
         let path = state.file.path.clone();
-        let result = ended.result.unwrap_or_else(|| Err(AuthFileError::Panicked(path.clone())));
+        let panicked = || (Err(AuthFileError::Panicked(path.clone())), Memory::default());
+        let (result, memory) = ended.result.unwrap_or_else(panicked);
+        state.memory = memory;
         let change = match &result {
             Err(_) => WriteResult::Failed,
+            Ok(Outcome { effect: Effect::NotAtRest { retry_in }, .. }) => {
+                WriteResult::NotAtRest { retry_in: *retry_in }
+            }
             Ok(outcome) if outcome.effect == Effect::Unchanged => WriteResult::Unchanged,
             Ok(_) => WriteResult::Changed,
         };
         match &result {
+            // What another program has written so far says nothing of what the file will hold.
+            Ok(Outcome { effect: Effect::NotAtRest { .. }, .. }) => {}
             Ok(outcome) => {
-                state.mode = outcome.mode.or(state.mode);
                 state.records.clone_from(&outcome.records);
                 state.failing = None;
             }
@@ -327,5 +336,5 @@ impl AuthFileState {
 fn read(file: &AuthFile) -> Result<Outcome, AuthFileError> {
     let bytes = file.read()?;
     let records = bytes.map(|bytes| own_records(&bytes)).unwrap_or_default();
-    Ok(Outcome { mode: None, effect: Effect::Unchanged, link: None, records, notes: Vec::new() })
+    Ok(Outcome { effect: Effect::Unchanged, link: None, records, notes: Vec::new() })
 }

@@ -1,140 +1,141 @@
-//! The linked layout: `config.json` in the kubelet's root is a relative symlink into a directory of ours beside it, so
-//! that a long-lived agent need be shown that directory only, and not every pod's secrets.
+//! The linked layout: `config.json` in the kubelet's root is a relative symlink into the agent's directory beside it. A
+//! long-lived agent then needs to see that directory only, and not every pod's secrets.
 //!
-//! The file itself never moves: it gets a second name, and loses the first. So its content, owner, mode, label and access
-//! list are what they were, whoever has it open, and whoever follows the name at any moment finds it.
+//! The file itself is not copied: it gets a second name, and loses the first one. So its content, owner, mode, label and
+//! access list stay, programs that have it open keep it, and a reader that follows the name finds it at any moment.
 
-use super::replace::{Found, LockedDirectory, ReplaceError, StepError, read_bounded};
-use super::{
-    AuthFile, AuthFileError, DIRECTORY, Effect, Link, MAX_SIZE, Note, Outcome, PublishOptions, keep_copy,
-};
+use super::directory::{LOCK_WAIT, LockedDirectory, Named, is_same};
+use super::error::AuthFileError;
+use super::file::{AuthFile, DIRECTORY};
+use super::memory::Memory;
+use super::outcome::{Effect, Link, Note, Outcome, PublishOptions};
+use super::plan::Operation;
+use super::read::{MAX_SIZE, Opened, read_bounded, read_in};
+use super::replace::ReplaceError;
+use super::set_aside::{clear_leftovers, keep_copy};
+use super::update::not_locked;
 use crate::docker_config::merge::adds_nothing;
-use crate::docker_config::parse::{self, Parsed};
-use jiff::Timestamp;
+use crate::docker_config::parse::{Parsed, parse};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode};
-use secrecy::zeroize::Zeroizing;
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Longer than anybody needs from reading a symlink to opening what it names.
+/// Longer than a reader needs from reading a symlink to opening its target.
 const GRACE: Duration = Duration::from_millis(250);
+/// How often a change of the layout starts over because another program has changed the file meanwhile.
+const MAX_ATTEMPTS: usize = 4;
 
-/// Why somebody looks at a place.
+/// What a change of the layout is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Aim {
-    /// To say what a link would change.
-    SayLink,
+enum Purpose {
+    /// To report what a link would change.
+    ReportLink,
     /// To make a link.
     Link,
-    /// To undo one, if there is one.
+    /// To undo a link, if there is one.
     Undo,
 }
 
-/// What stands in the kubelet's root.
-enum Standing {
-    /// Our link.
-    Linked,
-    /// A file of its own.
+/// What has the auth file's name in the kubelet's root.
+enum InRoot {
+    /// The agent's link, with its attributes.
+    Linked(FileStat),
+    /// A file.
     Plain(File, FileStat),
     /// Nothing.
     Missing,
     /// A symlink to somewhere else.
-    Foreign(OsString),
+    ForeignLink(OsString),
 }
 
-/// The kubelet's root, locked, and what we have in it.
+/// The kubelet's root, locked, and what is in it.
 struct Place {
     root: LockedDirectory,
     name: OsString,
-    /// Our directory, locked too.
+    /// The agent's directory, locked too; `None` if it is missing.
     inside: Option<LockedDirectory>,
-    standing: Standing,
+    in_root: InRoot,
 }
 
 impl AuthFile {
-    /// Moves the file into our directory and leaves a link, or with `dry_run` only says whether that would change
-    /// anything. What a file made later would hide comes along now, while it can be seen.
+    /// Moves the file into the agent's directory and leaves a link, or with `dry_run` only reports what that would change.
+    /// Entries of a file that a later auth file would hide are copied now, while the agent can see that file.
     ///
     /// # Errors
-    /// Where that is not safe, or fails. Then the kubelet reads what it read before.
-    pub fn link(&self, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
+    /// If that is not safe, or fails. Then the kubelet reads what it read before.
+    pub fn link(&self, options: PublishOptions, memory: &mut Memory) -> Result<Outcome, AuthFileError> {
         self.refuse_openshift()?;
-        let manner = PublishOptions { now, dry_run, explicit: false, mode: None };
-        let aim = if dry_run { Aim::SayLink } else { Aim::Link };
-        let place = self.place(aim)?;
-        let linked = match &place.standing {
-            Standing::Foreign(target) => return Err(self.is_foreign(target)),
-            Standing::Linked => true,
-            Standing::Plain(..) | Standing::Missing => false,
+        let purpose = if options.dry_run { Purpose::ReportLink } else { Purpose::Link };
+        let place = self.place(purpose)?;
+        let is_linked = match &place.in_root {
+            InRoot::ForeignLink(target) => return Err(self.is_foreign_link(target)),
+            InRoot::Linked(_) => true,
+            InRoot::Plain(..) | InRoot::Missing => false,
         };
         let inside = place.inside()?;
-        // A file that waits in our directory, and that no link leads to, hides nothing yet.
-        let waiting = matches!((&place.standing, &inside), (Standing::Missing, Some(_)));
-        let no_directory = matches!((&place.standing, &place.inside), (Standing::Linked, None));
+        // A file in the agent's directory that no link leads to is not read by the kubelet.
+        let is_waiting = matches!((&place.in_root, &inside), (InRoot::Missing, Some(_)));
+        let has_no_directory = is_linked && place.inside.is_none();
         drop((inside, place));
 
-        let mut outcome = match (waiting, no_directory) {
-            (true, _) => self.inside().bring_along(false, manner)?,
-            (false, false) => self.bring_along(true, manner)?,
-            // Only in a dry run: else there is a directory by now.
-            (false, true) => Outcome {
-                mode: None,
-                effect: Effect::Unchanged,
-                link: None,
-                records: BTreeMap::new(),
-                notes: Vec::new(),
-            },
+        let mut outcome = match (is_waiting, has_no_directory) {
+            (true, _) => self.inside().update(Operation::CopyHidden { is_read: false }, options, memory)?,
+            (false, false) => self.update(Operation::CopyHidden { is_read: true }, options, memory)?,
+            // Only in a dry run; otherwise the directory exists by now.
+            (false, true) => Outcome::unchanged(Vec::new()),
         };
-        outcome.link = (!linked).then_some(Link::Made);
-        if !dry_run {
-            let place = self.place(aim)?;
-            outcome.notes.extend(self.make(&place, now)?);
+        if matches!(outcome.effect, Effect::NotAtRest { .. }) {
+            return Ok(outcome);
+        }
+        outcome.link = (!is_linked).then_some(Link::Made);
+        if !options.dry_run {
+            outcome.notes.extend(self.make_link(options)?);
         }
         Ok(outcome)
     }
 
-    /// Puts the file back in its place, where our link stands, or with `dry_run` only says whether that would change
+    /// Puts the file back in its place if the agent's link is there, or with `dry_run` only reports whether that would change
     /// anything.
     ///
     /// # Errors
-    /// Where that is not safe, or fails. The kubelet reads what it read before.
-    pub fn unlink(&self, dry_run: bool) -> Result<Outcome, AuthFileError> {
-        let link = self.undo(dry_run)?;
-        Ok(Outcome {
-            mode: None,
-            effect: Effect::Unchanged,
-            link,
-            records: BTreeMap::new(),
-            notes: Vec::new(),
-        })
+    /// If that is not safe, or fails. The kubelet reads what it read before.
+    pub fn unlink(&self, options: PublishOptions) -> Result<Outcome, AuthFileError> {
+        Ok(Outcome { link: self.undo(options)?, ..Outcome::unchanged(Vec::new()) })
     }
 
-    /// Takes out what is ours and puts the file back in its place, or with `dry_run` only says what that would change.
+    /// Takes the agent's entries out and puts the file back in its place, or with `dry_run` only reports what that would
+    /// change. Entries without a record are taken out if they are ECR's and for one of `registries`.
     ///
     /// # Errors
-    /// When something of ours is still there afterwards.
-    pub fn uninstall(&self, now: Timestamp, dry_run: bool) -> Result<Outcome, AuthFileError> {
-        let mut outcome = self.remove(now, dry_run)?;
-        if self.is_inside() {
-            // Who sees only our directory cannot see the link.
+    /// If an entry of the agent's is still there afterwards.
+    pub fn uninstall(
+        &self,
+        registries: &[String],
+        options: PublishOptions,
+        memory: &mut Memory,
+    ) -> Result<Outcome, AuthFileError> {
+        let mut outcome = self.remove(registries, options, memory)?;
+        // An agent that sees only its directory cannot see the link.
+        if matches!(outcome.effect, Effect::NotAtRest { .. }) || self.is_inside() {
             return Ok(outcome);
         }
         let stray = self.stray()?;
         if let Some(stray) = &stray {
-            let other = stray.remove(now, dry_run)?;
+            let other = stray.remove(registries, options, &mut Memory::default())?;
             outcome.notes.extend(other.notes);
-            if outcome.effect == Effect::Unchanged {
-                outcome.effect = other.effect;
+            match other.effect {
+                Effect::NotAtRest { .. } => return Ok(Outcome { effect: other.effect, ..outcome }),
+                effect if outcome.effect == Effect::Unchanged => outcome.effect = effect,
+                _ => {}
             }
         }
-        outcome.link = self.undo(dry_run)?;
+        outcome.link = self.undo(options)?;
         if let Some(Link::Undone { left }) = &mut outcome.link
-            && dry_run
+            && options.dry_run
             && stray.is_some()
             && matches!(outcome.effect, Effect::Deleted(_))
         {
@@ -143,107 +144,116 @@ impl AuthFile {
         Ok(outcome)
     }
 
-    /// Undoes the link. `None` where there is nothing to undo.
-    fn undo(&self, dry_run: bool) -> Result<Option<Link>, AuthFileError> {
-        let place = self.place(Aim::Undo)?;
-        let Place { root, name, inside, standing } = &place;
-        let is_linked = matches!(standing, Standing::Linked);
-        if matches!(standing, Standing::Foreign(_)) || inside.is_none() && !is_linked {
+    /// Undoes the link. `None` if there is nothing to undo.
+    fn undo(&self, options: PublishOptions) -> Result<Option<Link>, AuthFileError> {
+        until_unchanged(|| self.try_undo(options))
+    }
+
+    fn try_undo(&self, options: PublishOptions) -> Result<Option<Link>, AuthFileError> {
+        let place = self.place(Purpose::Undo)?;
+        let Place { root, name, inside, in_root } = &place;
+        let link = if let InRoot::Linked(link) = in_root { Some(link) } else { None };
+        if matches!(in_root, InRoot::ForeignLink(_)) || inside.is_none() && link.is_none() {
             return Ok(None);
         }
         let file = place.inside()?;
-        // What lies there and is not in use adds nothing, or stays.
-        let superseded = match (&file, standing) {
-            (Some(file), Standing::Plain(plain, stat)) => is_superseded(file, plain, stat),
+        // A file that is not in use, and that adds nothing to the one that is, goes.
+        let is_superseded = match (&file, in_root) {
+            (Some(file), InRoot::Plain(plain, stat)) => is_superseded(file, plain, stat),
             _ => false,
         };
-        if dry_run {
-            let goes = |other: &OsString| other == name && (is_linked || superseded);
+        if options.dry_run {
+            let goes = |other: &OsString| other == name && (link.is_some() || is_superseded);
             let mut left = self.names(inside.as_ref())?;
             left.retain(|name| !goes(name));
             return Ok(Some(Link::Undone { left }));
         }
-        if let Some(inside) = inside {
-            root.clean(name).and_then(|()| inside.clean(name)).map_err(|source| self.step(source))?;
-            if is_linked && file.is_some() {
-                root.adopt(name, inside).map_err(|source| self.replace_failed(source))?;
-                // Somebody may have read the link, and be about to open what it says.
+        let replaced = |done: Result<(), ReplaceError>| done.map_err(|source| self.replace_failed(source));
+        let plain = match in_root {
+            InRoot::Plain(file, stat) => read_bounded(file, stat, MAX_SIZE).ok().flatten(),
+            _ => None,
+        };
+        let current = plain.as_ref().or_else(|| file.as_ref().map(|file| &file.bytes));
+        let current = current.map(|bytes| bytes.as_slice());
+        for directory in inside.iter().flat_map(|inside| [root, inside]) {
+            clear_leftovers(directory, name, current, true, options.now)
+                .map_err(|source| self.failed(source))?;
+        }
+        match (inside, &file, link) {
+            (Some(inside), Some(file), Some(link)) => {
+                replaced(root.adopt(name, inside, Some(link)))?;
+                // A reader may have read the link already, and be about to open its target.
                 sleep(GRACE);
+                replaced(inside.delete_same(name, &file.stat))?;
             }
-            if superseded || is_linked && file.is_some() {
-                inside.delete(name).map_err(|source| self.replace_failed(source))?;
+            (Some(inside), Some(file), None) if is_superseded => {
+                replaced(inside.delete_same(name, &file.stat))?;
             }
+            (_, None, Some(link)) => replaced(root.delete_same(name, link))?,
+            _ => {}
         }
-        if is_linked && file.is_none() {
-            root.delete(name).map_err(|source| self.replace_failed(source))?;
-        }
-        let gone = root.delete_directory(OsStr::new(DIRECTORY)).map_err(|source| self.step(source))?;
+        let gone = root.delete_directory(OsStr::new(DIRECTORY)).map_err(|source| self.failed(source))?;
         let left = if gone { Vec::new() } else { self.names(inside.as_ref())? };
         Ok(Some(Link::Undone { left }))
     }
 
-    /// The same file, by its name in our directory.
-    fn inside(&self) -> Self {
-        let name = self.path.file_name().unwrap_or_default();
-        Self { path: self.path.with_file_name(DIRECTORY).join(name), ..self.clone() }
-    }
-
-    fn is_inside(&self) -> bool {
-        self.path.parent().is_some_and(|parent| parent.file_name() == Some(OsStr::new(DIRECTORY)))
-    }
-
-    /// The file in our directory, where it is there and no link leads to it: what an agent has made that sees only the
-    /// directory.
+    /// The file in the agent's directory, if no link leads to it: made by an agent that sees only the directory.
     fn stray(&self) -> Result<Option<Self>, AuthFileError> {
-        let place = self.place(Aim::Undo)?;
-        let is_stray = !matches!(place.standing, Standing::Linked | Standing::Foreign(_));
+        let place = self.place(Purpose::Undo)?;
+        let is_stray = !matches!(place.in_root, InRoot::Linked(_) | InRoot::ForeignLink(_));
         Ok((is_stray && place.inside()?.is_some()).then(|| self.inside()))
     }
 
-    /// Locks the kubelet's root and our directory, which is made for a link, and looks what stands there. An agent locks
-    /// one of the two, never both, so the order is free.
-    fn place(&self, aim: Aim) -> Result<Place, AuthFileError> {
+    /// Locks the kubelet's root and the agent's directory, which is made for a link, and looks at both. Every other update
+    /// locks only one of the two, so the order does not matter.
+    fn place(&self, purpose: Purpose) -> Result<Place, AuthFileError> {
         let (Some(path), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return Err(AuthFileError::NotAFile { path: self.path.clone(), kind: "a directory" });
         };
         if self.is_inside() {
             return Err(self.refused("it is in a directory of ours: name the file in the kubelet's root"));
         }
-        let root = LockedDirectory::lock(path).map_err(|source| match source.errno {
+        let root = LockedDirectory::lock(path, LOCK_WAIT).map_err(|source| match source.errno {
             Errno::ENOENT => AuthFileError::NoDirectory(path.to_owned()),
-            _ => self.step(source),
+            _ => self.failed(source),
         })?;
-        let standing = match root.link_target(name).map_err(|source| self.step(source))? {
-            Some(target) if Path::new(&target) == Path::new(DIRECTORY).join(name) => Standing::Linked,
-            Some(target) => Standing::Foreign(target),
-            None => match root.open(name).map_err(|source| self.step(source))? {
-                Found::Nothing => Standing::Missing,
-                Found::File(file, stat) => Standing::Plain(file, stat),
-                Found::Other(kind) => {
-                    return Err(AuthFileError::NotAFile { path: self.path.clone(), kind });
-                }
-            },
-        };
-        if aim != Aim::Undo && root.stat().map_err(|source| self.step(source))?.st_mode & 0o002 != 0 {
+        let in_root = self.in_root(&root, name)?;
+        if purpose != Purpose::Undo && root.stat().map_err(|source| self.failed(source))?.st_mode & 0o002 != 0
+        {
             return Err(self.refused("everybody may write to its directory"));
         }
-        if aim == Aim::Link && !matches!(standing, Standing::Foreign(_)) {
-            root.create_directory(OsStr::new(DIRECTORY)).map_err(|source| self.step(source))?;
+        if purpose == Purpose::Link && !matches!(in_root, InRoot::ForeignLink(_)) {
+            root.create_directory(OsStr::new(DIRECTORY)).map_err(|source| self.failed(source))?;
         }
-        let inside = match self.our_directory(&root, aim == Aim::Link) {
-            // Without a link to it, what has our name is nothing to undo.
+        let inside = match self.own_directory(&root, purpose == Purpose::Link) {
+            // Without a link to it, something that has the directory's name is nothing to undo.
             Err(AuthFileError::NotLinked { .. })
-                if aim == Aim::Undo && !matches!(standing, Standing::Linked) =>
+                if purpose == Purpose::Undo && !matches!(in_root, InRoot::Linked(_)) =>
             {
                 None
             }
             inside => inside?,
         };
-        Ok(Place { root, name: name.to_owned(), inside, standing })
+        Ok(Place { root, name: name.to_owned(), inside, in_root })
     }
 
-    /// Our directory, if it is there: a directory, nobody else's, and nothing mounted.
-    fn our_directory(
+    fn in_root(&self, root: &LockedDirectory, name: &OsStr) -> Result<InRoot, AuthFileError> {
+        let link = root.look(name).map_err(|source| self.failed(source))?;
+        let target = root.link_target(name).map_err(|source| self.failed(source))?;
+        if let (Some(target), Some(link)) = (target, link) {
+            let is_own = Path::new(&target) == Path::new(DIRECTORY).join(name);
+            return Ok(if is_own { InRoot::Linked(link) } else { InRoot::ForeignLink(target) });
+        }
+        match root.open(name).map_err(|source| self.failed(source))? {
+            Named::Nothing => Ok(InRoot::Missing),
+            Named::File(file, stat) => Ok(InRoot::Plain(file, stat)),
+            Named::Other(kind) => Err(AuthFileError::NotAFile { path: self.path.clone(), kind }),
+        }
+    }
+
+    /// The agent's directory, if it exists and is safe: a directory of root's or the agent's user's, that no other user may
+    /// write, and no mount.
+    fn own_directory(
         &self,
         root: &LockedDirectory,
         make: bool,
@@ -256,11 +266,11 @@ impl AuthFile {
             Err(error) if matches!(error.errno, Errno::ENOTDIR | Errno::ELOOP) => {
                 return Err(refused("is no directory"));
             }
-            Err(error) => return Err(self.step(error)),
+            Err(error) => return Err(self.failed(error)),
         };
         let (outer, inner) = match (root.stat(), inside.stat()) {
             (Ok(outer), Ok(inner)) => (outer, inner),
-            (Err(error), _) | (_, Err(error)) => return Err(self.step(error)),
+            (Err(error), _) | (_, Err(error)) => return Err(self.failed(error)),
         };
         if inner.st_uid != 0 && inner.st_uid != nix::unistd::geteuid().as_raw() {
             return Err(refused("belongs to another user"));
@@ -274,62 +284,69 @@ impl AuthFile {
             ));
         }
         if make && inner.st_mode & 0o077 != 0 {
-            // As a hostPath of type `DirectoryOrCreate` makes it.
-            inside.set_own_mode(Mode::S_IRWXU).map_err(|source| self.step(source))?;
+            // The kubelet makes it so for a hostPath of type `DirectoryOrCreate`.
+            inside.set_own_mode(Mode::S_IRWXU).map_err(|source| self.failed(source))?;
         }
         Ok(Some(inside))
     }
 
-    /// Moves what stands in the root into our directory, and leaves the link. Each step leaves the kubelet the same file.
-    fn make(&self, place: &Place, now: Timestamp) -> Result<Option<Note>, AuthFileError> {
-        let Place { root, name, inside: Some(inside), standing } = place else {
+    /// Moves the file in the root into the agent's directory and leaves the link. After each step the kubelet finds the
+    /// same file.
+    fn make_link(&self, options: PublishOptions) -> Result<Vec<Note>, AuthFileError> {
+        until_unchanged(|| self.try_make_link(options))
+    }
+
+    fn try_make_link(&self, options: PublishOptions) -> Result<Vec<Note>, AuthFileError> {
+        let Place { root, name, inside: Some(inside), in_root } = &self.place(Purpose::Link)? else {
             return Err(self.refused("its new directory is gone again"));
         };
-        root.clean(name).and_then(|()| inside.clean(name)).map_err(|source| self.step(source))?;
+        let mut notes: Vec<Note> = [root, inside].into_iter().filter_map(not_locked).collect();
+        let waiting = read_in(inside, name)?;
+        let current = match in_root {
+            InRoot::Plain(file, stat) => read_bounded(file, stat, MAX_SIZE).ok().flatten(),
+            _ => waiting.as_ref().map(|file| file.bytes.clone()),
+        };
+        for directory in [root, inside] {
+            let current = current.as_ref().map(|bytes| bytes.as_slice());
+            let cleared = clear_leftovers(directory, name, current, true, options.now);
+            notes.extend(cleared.map_err(|source| self.failed(source))?);
+        }
         let target = Path::new(DIRECTORY).join(name);
-        match standing {
-            Standing::Linked => Ok(None),
-            Standing::Foreign(target) => Err(self.is_foreign(target)),
-            Standing::Missing => {
-                place.inside()?;
-                root.create_link(name, &target).map_err(|source| self.step(source))?;
-                Ok(None)
-            }
-            Standing::Plain(plain, stat) => {
-                let mut note = None;
-                let waiting = place.inside()?;
+        let replaced = |done: Result<(), ReplaceError>| done.map_err(|source| self.replace_failed(source));
+        match in_root {
+            InRoot::Linked(_) => {}
+            InRoot::ForeignLink(target) => return Err(self.is_foreign_link(target)),
+            InRoot::Missing => replaced(root.replace_by_link(name, &target, None))?,
+            InRoot::Plain(plain, stat) => {
                 if let Some(file) = &waiting
                     && !is_superseded(file, plain, stat)
                 {
                     let path = inside.path().join(name);
-                    let kept = keep_copy(inside, name, "replaced", &file.bytes, now);
-                    note = Some(Note::MadeWay { path, copy: kept.map_err(|source| self.step(source))? });
+                    let copy = keep_copy(inside, name, "replaced", &file.bytes, options.now);
+                    notes.push(Note::MadeWay { path, copy: copy.map_err(|source| self.failed(source))? });
                 }
-                if waiting.is_none_or(|file| !is_same(&file.stat, stat)) {
-                    inside.adopt(name, root).map_err(|source| self.replace_failed(source))?;
+                if waiting.as_ref().is_none_or(|file| !is_same(&file.stat, stat)) {
+                    replaced(inside.adopt(name, root, waiting.as_ref().map(|file| &file.stat)))?;
                 }
-                root.replace_by_link(name, &target).map_err(|source| self.replace_failed(source))?;
-                Ok(note)
+                // If another program has replaced the file since, its file comes out, and this starts over.
+                replaced(root.replace_by_link(name, &target, Some(stat)))?;
             }
         }
+        Ok(notes)
     }
 
     fn names(&self, directory: Option<&LockedDirectory>) -> Result<Vec<OsString>, AuthFileError> {
         let Some(directory) = directory else { return Ok(Vec::new()) };
-        let mut names = directory.names_with("").map_err(|source| self.step(source))?;
+        let mut names = directory.names_with("").map_err(|source| self.failed(source))?;
         names.retain(|name| name != "." && name != "..");
         Ok(names)
-    }
-
-    fn step(&self, source: StepError) -> AuthFileError {
-        AuthFileError::Step { path: self.path.clone(), source }
     }
 
     fn refused(&self, why: impl Into<String>) -> AuthFileError {
         AuthFileError::NotLinked { path: self.path.clone(), why: why.into() }
     }
 
-    fn is_foreign(&self, target: &OsStr) -> AuthFileError {
+    fn is_foreign_link(&self, target: &OsStr) -> AuthFileError {
         self.refused(format!("it is a symlink already, to {}, and not ours", Path::new(target).display()))
     }
 
@@ -343,44 +360,34 @@ impl AuthFile {
     }
 }
 
-/// A file in our directory.
-struct Inside {
-    stat: FileStat,
-    bytes: Zeroizing<Vec<u8>>,
-}
-
 impl Place {
-    /// The file in our directory, if there is one.
-    fn inside(&self) -> Result<Option<Inside>, AuthFileError> {
-        let Some(inside) = &self.inside else { return Ok(None) };
-        let path = || -> PathBuf { inside.path().join(&self.name) };
-        match inside.open(&self.name) {
-            Ok(Found::Nothing) => Ok(None),
-            Ok(Found::File(file, stat)) => match read_bounded(&file, &stat, MAX_SIZE) {
-                Ok(Some(bytes)) => Ok(Some(Inside { stat, bytes })),
-                Ok(None) => Err(AuthFileError::TooLarge(path())),
-                Err(source) => Err(AuthFileError::Read { path: path(), source }),
-            },
-            Ok(Found::Other(kind)) => Err(AuthFileError::NotAFile { path: path(), kind }),
-            Err(source) => Err(AuthFileError::Step { path: path(), source }),
-        }
+    /// The file in the agent's directory, if there is one.
+    fn inside(&self) -> Result<Option<Opened>, AuthFileError> {
+        self.inside.as_ref().map_or(Ok(None), |inside| read_in(inside, &self.name))
     }
 }
 
-fn is_same(one: &FileStat, other: &FileStat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
-
-/// Whether `file` can make way for `plain` and nothing is lost: it is the same file, as a killed run leaves it, or holds
-/// nothing of somebody else's that is not in both.
-fn is_superseded(file: &Inside, plain: &File, stat: &FileStat) -> bool {
+/// Whether `file` can be deleted for `plain` and nothing is lost: it is the same file, as a killed run leaves it, or it holds
+/// no foreign content that is not in both.
+fn is_superseded(file: &Opened, plain: &File, stat: &FileStat) -> bool {
     if is_same(&file.stat, stat) {
         return true;
     }
     let Ok(Some(bytes)) = read_bounded(plain, stat, MAX_SIZE) else { return false };
     let whole = |parsed: &Parsed<'_>| parsed.defects.is_empty();
-    match (parse::parse(&file.bytes), parse::parse(&bytes)) {
-        (Ok(old), Ok(new)) if whole(&old) && whole(&new) => adds_nothing(&old.document, &new.document),
+    match (parse(&file.bytes), parse(&bytes)) {
+        (Ok(old), Ok(new)) if whole(&old) && whole(&new) => adds_nothing(&old.document, &new.document, true),
         _ => false,
     }
+}
+
+/// Runs a change of the layout again if another program was faster.
+fn until_unchanged<T>(change: impl Fn() -> Result<T, AuthFileError>) -> Result<T, AuthFileError> {
+    for _ in 1..MAX_ATTEMPTS {
+        match change() {
+            Err(AuthFileError::Replace { source: ReplaceError::Changed, .. }) => {}
+            done => return done,
+        }
+    }
+    change()
 }

@@ -1,11 +1,17 @@
-//! Work on several auth files, each in a thread of its own, so that no file waits for another.
+//! Updates several auth files, each in a thread of its own, so that no file waits for another.
 
-use super::{AuthFile, AuthFileError, Outcome};
+use super::error::AuthFileError;
+use super::file::AuthFile;
+use super::memory::Memory;
+use super::outcome::{Effect, Outcome};
 use crate::time::write_scheduler::DriftEvent;
-use std::collections::BTreeMap;
+use futures_util::future::join_all;
 use std::path::PathBuf;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How long to sleep at most between two looks at a file that is not at rest: the other program may finish any time.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
 
 /// What became of an auth file.
 #[derive(Debug)]
@@ -18,26 +24,51 @@ pub struct Published {
     pub drift: DriftEvent,
 }
 
-/// Does something with each auth file, side by side, off the runtime's thread. The results come in the files' order. A file
-/// that is not done at the deadline is given up: its file system hangs, and so may its thread.
+/// Updates each file, for a program that does so once. The files are updated side by side, off the runtime's thread, and the
+/// results come in the files' order.
+///
+/// A file that another program is changing is looked at again until the deadline. A file whose update does not return by the
+/// deadline is given up: its file system hangs, and so may its thread.
 pub async fn on_each(
     auth_files: &[AuthFile],
     deadline: Instant,
-    act: impl Fn(&AuthFile) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
+    act: impl Fn(&AuthFile, &mut Memory) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
 ) -> Vec<Published> {
-    let mut tasks = JoinSet::new();
-    for (number, file) in auth_files.iter().cloned().enumerate() {
-        let act = act.clone();
-        tasks.spawn_blocking(move || (number, act(&file)));
-    }
-    let mut results = BTreeMap::new();
-    while let Ok(Some(task)) = timeout_at(deadline, tasks.join_next()).await {
-        results.extend(task.ok());
-    }
-    let published = auth_files.iter().enumerate().map(|(number, file)| Published {
+    let updates = auth_files.iter().map(async |file| Published {
         path: file.path.clone(),
-        result: results.remove(&number).unwrap_or_else(|| Err(AuthFileError::Hangs(file.path.clone()))),
+        result: at_rest(file, deadline, act.clone()).await,
         drift: DriftEvent::Nothing,
     });
-    published.collect()
+    join_all(updates).await
+}
+
+/// Updates one file as soon as no other program is changing it.
+async fn at_rest(
+    file: &AuthFile,
+    deadline: Instant,
+    act: impl Fn(&AuthFile, &mut Memory) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
+) -> Result<Outcome, AuthFileError> {
+    let mut memory = Memory::default();
+    let mut notes = Vec::new();
+    loop {
+        let (act, mine, mut known) = (act.clone(), file.clone(), memory);
+        let update = tokio::task::spawn_blocking(move || (act(&mine, &mut known), known));
+        let result = match timeout_at(deadline, update).await {
+            Err(_) => return Err(AuthFileError::Hangs(file.path.clone())),
+            Ok(Err(_)) => return Err(AuthFileError::Panicked(file.path.clone())),
+            Ok(Ok((result, known))) => {
+                memory = known;
+                result
+            }
+        };
+        let mut outcome = result?;
+        notes.append(&mut outcome.notes);
+        let Effect::NotAtRest { retry_in } = outcome.effect else {
+            return Ok(Outcome { notes, ..outcome });
+        };
+        if Instant::now() + retry_in > deadline {
+            return Err(AuthFileError::NotAtRest(file.path.clone()));
+        }
+        sleep(retry_in.min(LONGEST_SLEEP)).await;
+    }
 }

@@ -1,58 +1,43 @@
-//! Puts new bytes in the place of a file: the system calls, in order, and nothing else.
+//! Puts a new file in the place of another one: the system calls, in order.
 //!
-//! A reader sees the old file or the new one, whole, whatever kills us and whenever. All names are looked up in a
-//! directory that is open already, so nobody can swap it under us; no call follows a symlink.
+//! A reader sees the old file or the new one, whole, whenever the agent is killed. Another program may change the old file
+//! at any time. So the two files *exchange* their names, and the old one is compared with what was read before it is
+//! deleted: if it has changed, the names are exchanged back, and the caller starts over.
 
-use nix::dir::Dir;
+use super::attributes;
+use super::directory::{LockedDirectory, StepError, from_rustix, io_step, is_same, step};
+use super::writers::is_open_for_writing;
+use crate::time::clock;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, linkat, symlinkat, unlinkat};
-use rustix::fs::{StatxAttributes, StatxFlags};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, fsync, linkat, symlinkat, unlinkat};
+use rustix::fs::RenameFlags;
+use secrecy::zeroize::Zeroizing;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::thread::sleep;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Duration;
 
-/// How long to wait for another writer. One that takes longer hangs or means harm.
-const LOCK_TRIES: u32 = 200;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// Attributes of the old file that the new one gets, besides owner and mode: its SELinux label, and its access list
-/// (without which the group bits, then a mask, would grant more than before).
-const KEPT_ATTRIBUTES: [&str; 2] = [SELINUX, ACCESS_LIST];
-const ACCESS_LIST: &str = "system.posix_acl_access";
-const SELINUX: &str = "security.selinux";
+/// How the names of temporary files end: of new versions, and of copies.
+const NEW: &str = "tmp";
+const COPY: &str = "copy.tmp";
+/// A temporary file of a run without the lock may still be in use while it is younger than this.
+const ABANDONED: Duration = Duration::from_mins(1);
 
-/// A directory, open and locked against other writers of ours until dropped.
-#[derive(Debug)]
-pub struct LockedDirectory {
-    path: PathBuf,
-    lock: Flock<OwnedFd>,
-}
-
-/// What stands under a name.
-#[derive(Debug)]
-pub enum Found {
-    /// Nothing.
-    Nothing,
-    /// A regular file.
-    File(File, FileStat),
-    /// Something else, in words.
-    Other(&'static str),
-}
-
-/// A system call that failed: which, and what it said.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {step}")]
-pub struct StepError {
-    /// What was being done, as a verb phrase.
-    pub step: &'static str,
-    /// What the system said.
-    #[source]
-    pub errno: Errno,
+/// A file as it was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Previous<'a> {
+    /// The open file.
+    pub(super) file: &'a File,
+    /// Its attributes before it was read.
+    pub(super) stat: &'a FileStat,
+    /// Its content.
+    pub(super) bytes: &'a [u8],
+    /// Replace it even if a program has it open for writing: the agent has waited long enough.
+    pub(super) despite_writers: bool,
 }
 
 /// Why a file could not be replaced, and what is there now.
@@ -61,211 +46,207 @@ pub enum ReplaceError {
     /// A step before the rename failed, or the rename itself.
     #[error("the previous file is untouched")]
     Untouched(#[source] StepError),
-    /// The change is made, but its directory could not be synced.
+    /// Another program has changed the file since it was read. Its version is there.
+    #[error("another program has changed the file meanwhile, and it is untouched")]
+    Changed,
+    /// Another program has changed the file since it was read, and its version could not be put back.
+    #[error("another program has changed the file meanwhile; its version is beside it, as {}", name.display())]
+    NotPutBack {
+        /// The name of the other program's version.
+        name: OsString,
+        /// What failed.
+        source: StepError,
+    },
+    /// The change is made, but the directory could not be synced.
     #[error("the change is made, but after a power cut the previous file may be back")]
     NotDurable(#[source] StepError),
 }
 
-fn step(step: &'static str) -> impl FnOnce(Errno) -> StepError {
-    move |errno| StepError { step, errno }
-}
-
-fn io_step(name: &'static str) -> impl FnOnce(std::io::Error) -> StepError {
-    move |error| step(name)(Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
-}
-
 impl LockedDirectory {
-    /// Opens and locks a directory, waiting for another writer for ten seconds at most.
-    ///
-    /// # Errors
-    /// When it is not there, is no directory, or stays locked (`EWOULDBLOCK`).
-    pub fn lock(path: &Path) -> Result<Self, StepError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = nix::fcntl::open(path, flags, Mode::empty()).map_err(step("open the directory"))?;
-        Self::wait_for(directory, path)
-    }
-
-    /// Opens and locks the directory `name` in this one. A symlink is none.
-    ///
-    /// # Errors
-    /// As for [`Self::lock`].
-    pub fn lock_inside(&self, name: &OsStr) -> Result<Self, StepError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let directory =
-            openat(&*self.lock, name, flags, Mode::empty()).map_err(step("open the directory"))?;
-        Self::wait_for(directory, &self.path.join(name))
-    }
-
-    fn wait_for(mut directory: OwnedFd, path: &Path) -> Result<Self, StepError> {
-        for _ in 1..LOCK_TRIES {
-            directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { path: path.to_owned(), lock }),
-                Err((directory, Errno::EWOULDBLOCK | Errno::EINTR)) => directory,
-                Err((_, errno)) => return Err(step("lock the directory")(errno)),
-            };
-            sleep(LOCK_PAUSE);
+    /// The name for temporary files beside `name`. With the lock it is always the same, so that a later run finds what a
+    /// killed run left. Without the lock another agent may be at work: the name is a random one.
+    fn temporary_name(&self, name: &OsStr, kind: &str) -> OsString {
+        let mut temporary = temporary_prefix(name);
+        if self.not_locked().is_some() {
+            temporary.push(format!("{:016x}.", fastrand::u64(..)));
         }
-        Err(step("lock the directory, which another program has held for ten seconds")(Errno::EWOULDBLOCK))
+        temporary.push(kind);
+        temporary
     }
 
-    /// The directory's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The directory's owner and mode.
+    /// The temporary files that killed runs have left beside `name`. `also_unlocked` looks for those of runs without the
+    /// lock, too.
     ///
     /// # Errors
-    /// When it cannot be looked at.
-    pub fn stat(&self) -> Result<FileStat, StepError> {
-        fstat(&*self.lock).map_err(step("look at the directory"))
-    }
-
-    /// Gives the directory these permission bits.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn set_own_mode(&self, mode: Mode) -> Result<(), StepError> {
-        fchmod(&*self.lock, mode).map_err(step("give the directory its mode"))
-    }
-
-    /// Whether something is mounted on the directory, as far as the kernel tells (from Linux 5.8 on).
-    #[must_use]
-    pub fn is_mounted(&self) -> bool {
-        let statx = rustix::fs::statx(&*self.lock, "", rustix::fs::AtFlags::EMPTY_PATH, StatxFlags::empty());
-        statx.is_ok_and(|found| {
-            (found.stx_attributes & found.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT)
-        })
-    }
-
-    /// What the symlink `name` says, or `None` where there is no symlink.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn link_target(&self, name: &OsStr) -> Result<Option<OsString>, StepError> {
-        match readlinkat(&*self.lock, name) {
-            Ok(target) => Ok(Some(target)),
-            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
-            Err(errno) => Err(step("read the symlink")(errno)),
+    /// If the directory cannot be read.
+    pub(super) fn leftovers(&self, name: &OsStr, also_unlocked: bool) -> Result<Vec<OsString>, StepError> {
+        if self.not_locked().is_some() {
+            return Ok(Vec::new());
         }
+        let usual = [NEW, COPY].map(|kind| self.temporary_name(name, kind));
+        let mut found = Vec::new();
+        for leftover in &usual {
+            if self.look(leftover)?.is_some() {
+                found.push(leftover.clone());
+            }
+        }
+        if also_unlocked {
+            let now = clock::both().wall.as_second();
+            for other in self.names_with(&temporary_prefix(name).to_string_lossy())? {
+                let age = |stat: FileStat| now.saturating_sub(stat.st_ctime).unsigned_abs();
+                let is_abandoned = |stat| age(stat) > ABANDONED.as_secs();
+                if !usual.contains(&other) && self.look(&other)?.is_some_and(is_abandoned) {
+                    found.push(other);
+                }
+            }
+        }
+        Ok(found)
     }
 
-    /// Opens what stands under `name`, if it is a regular file. Never follows a symlink, never blocks.
+    /// Deletes a temporary file that a killed run has left.
     ///
     /// # Errors
-    /// When it cannot be looked at.
-    pub fn open(&self, name: &OsStr) -> Result<Found, StepError> {
-        let found = match fstatat(&*self.lock, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => found,
-            Err(Errno::ENOENT) => return Ok(Found::Nothing),
-            Err(errno) => return Err(step("look at the file")(errno)),
-        };
-        if let Some(other) = kind_of_other(&found) {
-            // Not even opened: a device or a pipe may do something when it is.
-            return Ok(Found::Other(other));
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = openat(&*self.lock, name, flags, Mode::empty()).map_err(step("open the file"))?;
-        let opened = fstat(&file).map_err(step("look at the file"))?;
-        Ok(match kind_of_other(&opened) {
-            Some(other) => Found::Other(other),
-            None => Found::File(File::from(file), opened),
-        })
-    }
-
-    /// Removes what an earlier run, killed on its way, may have left. Nobody else writes here while we hold the lock.
-    ///
-    /// # Errors
-    /// When it is there and stays.
-    pub fn clean(&self, name: &OsStr) -> Result<(), StepError> {
-        let temporary = temporary_name(name);
-        // Looked for first: on a read-only file system even the removal of nothing fails.
-        if fstatat(&*self.lock, &*temporary, AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
-            return Ok(());
-        }
-        match unlinkat(&*self.lock, &*temporary, UnlinkatFlags::NoRemoveDir) {
+    /// If it is still there afterwards.
+    pub(super) fn delete_leftover(&self, leftover: &OsStr) -> Result<(), StepError> {
+        match unlinkat(self.handle(), leftover, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(step("remove the temporary file that an earlier run left")(errno)),
         }
     }
 
-    /// Puts `bytes` in the place of `name`, whole and durable, with owner, mode, label and access list of `like`, or
-    /// mode 0600.
+    /// Puts `bytes` in the place of `name`, whole and durable. The new file gets the attributes of the previous one and the
+    /// permission bits `mode`; without a previous one it is for its owner alone.
     ///
     /// # Errors
     /// Each says whether the old file or the new one is there.
-    pub fn replace(
+    pub(super) fn replace(
         &self,
         name: &OsStr,
         bytes: &[u8],
-        like: Option<(&File, &FileStat)>,
+        previous: Option<Previous<'_>>,
+        mode: u32,
     ) -> Result<(), ReplaceError> {
-        let temporary = temporary_name(name);
-        let written = self.write(&temporary, bytes, like).and_then(|()| {
-            renameat(&*self.lock, &*temporary, &*self.lock, name)
-                .map_err(step("rename the temporary file over the old one"))
+        let temporary = self.temporary_name(name, NEW);
+        let written = self.write(&temporary, bytes, previous, mode).map_err(ReplaceError::Untouched);
+        let replaced = written.and_then(|()| match previous {
+            None => self.place(&temporary, name),
+            Some(previous) => {
+                if !self.is_unchanged(name, previous.stat) {
+                    return Err(ReplaceError::Changed);
+                }
+                self.exchange(&temporary, name, |displaced| is_as_read(displaced, previous))
+            }
         });
-        self.settle(&temporary, written)
+        self.settle(&temporary, replaced)
     }
 
-    /// Gives the file `name` of `other` the same name here, in place of what has it: one file under both names, with all
-    /// that makes it what it is. They must not be one file already: then a rename does nothing.
+    /// Deletes `name`, if it is still as it was read.
     ///
     /// # Errors
-    /// Each says whether the old file is still there. `EXDEV` where one of the two is mounted.
-    pub fn adopt(&self, name: &OsStr, other: &Self) -> Result<(), ReplaceError> {
-        let temporary = temporary_name(name);
-        let linked = linkat(&*other.lock, name, &*self.lock, &*temporary, AtFlags::empty())
-            .map_err(step("give the file a second name"))
-            .and_then(|()| {
-                renameat(&*self.lock, &*temporary, &*self.lock, name)
-                    .map_err(step("rename the second name into its place"))
-            });
-        self.settle(&temporary, linked)
+    /// Each says whether the file is still there.
+    pub(super) fn delete(&self, name: &OsStr, previous: Previous<'_>) -> Result<(), ReplaceError> {
+        if !self.is_unchanged(name, previous.stat) {
+            return Err(ReplaceError::Changed);
+        }
+        self.take_away(name, |displaced| is_as_read(displaced, previous))
     }
 
-    /// Puts a symlink to `target` in the place of `name`.
+    /// Deletes `name`, if it is still the same file or link.
+    ///
+    /// # Errors
+    /// As for [`Self::delete`].
+    pub(super) fn delete_same(&self, name: &OsStr, stat: &FileStat) -> Result<(), ReplaceError> {
+        self.take_away(name, |displaced| is_same(displaced, stat))
+    }
+
+    fn take_away(&self, name: &OsStr, is_expected: impl Fn(&FileStat) -> bool) -> Result<(), ReplaceError> {
+        let temporary = self.temporary_name(name, NEW);
+        // Under another name it can be looked at while no program finds it any more.
+        renameat(self.handle(), name, self.handle(), &*temporary).map_err(|errno| match errno {
+            Errno::ENOENT => ReplaceError::Changed,
+            errno => ReplaceError::Untouched(step("delete the file")(errno)),
+        })?;
+        if !self.look(&temporary).is_ok_and(|found| found.is_some_and(|found| is_expected(&found))) {
+            return match self.place(&temporary, name) {
+                Ok(()) => Err(ReplaceError::Changed),
+                // Another program has made a newer file meanwhile, which counts.
+                Err(ReplaceError::Changed) => self.settle(&temporary, Err(ReplaceError::Changed)),
+                Err(ReplaceError::Untouched(source)) => {
+                    Err(ReplaceError::NotPutBack { name: temporary, source })
+                }
+                Err(error) => Err(error),
+            };
+        }
+        self.settle(&temporary, Ok(()))
+    }
+
+    /// Gives the file `name` of `other` the same name here, in place of `current`, if that has the name: one file under both
+    /// names. They must not be the same file already: then a rename does nothing.
+    ///
+    /// # Errors
+    /// Each says whether the old file is still there. `EXDEV` if one of the two is mounted.
+    pub(super) fn adopt(
+        &self,
+        name: &OsStr,
+        other: &Self,
+        current: Option<&FileStat>,
+    ) -> Result<(), ReplaceError> {
+        let temporary = self.temporary_name(name, NEW);
+        let linked = linkat(other.handle(), name, self.handle(), &*temporary, AtFlags::empty())
+            .map_err(step("give the file a second name"))
+            .map_err(ReplaceError::Untouched);
+        self.put_in_place(&temporary, name, linked, current)
+    }
+
+    /// Puts a symlink to `target` in the place of `current`, if that has the name.
     ///
     /// # Errors
     /// Each says whether the old file is still there.
-    pub fn replace_by_link(&self, name: &OsStr, target: &Path) -> Result<(), ReplaceError> {
-        let temporary = temporary_name(name);
-        let linked =
-            symlinkat(target, &*self.lock, &*temporary).map_err(step("make the symlink")).and_then(|()| {
-                renameat(&*self.lock, &*temporary, &*self.lock, name)
-                    .map_err(step("rename the symlink into its place"))
-            });
-        self.settle(&temporary, linked)
+    pub(super) fn replace_by_link(
+        &self,
+        name: &OsStr,
+        target: &Path,
+        current: Option<&FileStat>,
+    ) -> Result<(), ReplaceError> {
+        let temporary = self.temporary_name(name, NEW);
+        let linked = symlinkat(target, self.handle(), &*temporary)
+            .map_err(step("make the symlink"))
+            .map_err(ReplaceError::Untouched);
+        self.put_in_place(&temporary, name, linked, current)
     }
 
-    /// Makes the symlink `name` to `target`, where nothing has that name.
-    ///
-    /// # Errors
-    /// `EEXIST` where something has.
-    pub fn create_link(&self, name: &OsStr, target: &Path) -> Result<(), StepError> {
-        symlinkat(target, &*self.lock, name).map_err(step("make the symlink"))?;
-        self.sync()
+    fn put_in_place(
+        &self,
+        temporary: &OsStr,
+        name: &OsStr,
+        made: Result<(), ReplaceError>,
+        current: Option<&FileStat>,
+    ) -> Result<(), ReplaceError> {
+        let replaced = made.and_then(|()| match current {
+            None => self.place(temporary, name),
+            Some(current) => self.exchange(temporary, name, |displaced| is_same(displaced, current)),
+        });
+        self.settle(temporary, replaced)
     }
 
     /// Makes the directory `name`, for its owner alone, unless something has that name.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub fn create_directory(&self, name: &OsStr) -> Result<(), StepError> {
-        match mkdirat(&*self.lock, name, Mode::S_IRWXU) {
+    /// If the system call fails.
+    pub(super) fn create_directory(&self, name: &OsStr) -> Result<(), StepError> {
+        match mkdirat(self.handle(), name, Mode::S_IRWXU) {
             Ok(()) => self.sync(),
             Err(Errno::EEXIST) => Ok(()),
             Err(errno) => Err(step("make the directory")(errno)),
         }
     }
 
-    /// Removes the directory `name`, if nothing is in it. Returns whether it is gone.
+    /// Removes the directory `name` if it is empty. Returns whether it is gone.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub fn delete_directory(&self, name: &OsStr) -> Result<bool, StepError> {
-        match unlinkat(&*self.lock, name, UnlinkatFlags::RemoveDir) {
+    /// If the system call fails.
+    pub(super) fn delete_directory(&self, name: &OsStr) -> Result<bool, StepError> {
+        match unlinkat(self.handle(), name, UnlinkatFlags::RemoveDir) {
             Ok(()) => self.sync().map(|()| true),
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
@@ -273,193 +254,171 @@ impl LockedDirectory {
         }
     }
 
-    /// Makes a rename durable, or takes back what was there for it.
-    fn settle(&self, temporary: &OsStr, renamed: Result<(), StepError>) -> Result<(), ReplaceError> {
-        if let Err(error) = renamed {
-            // What is left of the temporary file is not worth an error beside this one: the next run removes it.
-            unlinkat(&*self.lock, temporary, UnlinkatFlags::NoRemoveDir).ok();
-            return Err(ReplaceError::Untouched(error));
-        }
-        self.sync().map_err(ReplaceError::NotDurable)
-    }
-
-    /// Puts `bytes` under `copy`, which must not exist yet, whole and durable, with mode 0600. `name` is the file that it
-    /// is a copy of.
+    /// Puts `bytes` under the new name `copy`, whole and durable, for its owner alone. `name` is the file that it is a copy
+    /// of.
     ///
     /// # Errors
-    /// `EEXIST` when it exists; then nothing has changed.
-    pub fn create(&self, copy: &OsStr, name: &OsStr, bytes: &[u8]) -> Result<(), StepError> {
-        let temporary = temporary_name(name);
-        let linked = self.write(&temporary, bytes, None).and_then(|()| {
-            linkat(&*self.lock, &*temporary, &*self.lock, copy, AtFlags::empty())
+    /// `EEXIST` if something has that name already; then nothing has changed.
+    pub(super) fn create(&self, copy: &OsStr, name: &OsStr, bytes: &[u8]) -> Result<(), StepError> {
+        let temporary = self.temporary_name(name, COPY);
+        let linked = self.write(&temporary, bytes, None, 0o600).and_then(|()| {
+            linkat(self.handle(), &*temporary, self.handle(), copy, AtFlags::empty())
                 .map_err(step("give the copy its name"))
         });
-        let removed = self.clean(name);
+        let removed = self.delete_leftover(&temporary);
         linked.and(removed).and_then(|()| self.sync())
     }
 
-    /// Deletes `name`.
-    ///
-    /// # Errors
-    /// Each says whether the file is still there.
-    pub fn delete(&self, name: &OsStr) -> Result<(), ReplaceError> {
-        unlinkat(&*self.lock, name, UnlinkatFlags::NoRemoveDir)
-            .map_err(step("delete the file"))
-            .map_err(ReplaceError::Untouched)?;
-        self.sync().map_err(ReplaceError::NotDurable)
-    }
-
-    /// The names in the directory that begin with `prefix`.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn names_with(&self, prefix: &str) -> Result<Vec<OsString>, StepError> {
-        use std::os::unix::ffi::OsStrExt as _;
-
-        let failed = "list the directory";
-        let mut directory = Dir::openat(&*self.lock, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(step(failed))?;
-        let mut names = Vec::new();
-        for entry in directory.iter() {
-            let entry = entry.map_err(step(failed))?;
-            if entry.file_name().to_bytes().starts_with(prefix.as_bytes()) {
-                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    fn write(&self, name: &OsStr, bytes: &[u8], like: Option<(&File, &FileStat)>) -> Result<(), StepError> {
-        // In the same directory: `rename` does not cross file systems, and SELinux labels come from the directory.
-        // Exclusive, so what others may have put there is never written into; 0600 from the first instant.
+    fn write(
+        &self,
+        name: &OsStr,
+        bytes: &[u8],
+        like: Option<Previous<'_>>,
+        mode: u32,
+    ) -> Result<(), StepError> {
+        // In the same directory: `rename` does not cross file systems, and a file gets its SELinux label from the directory.
+        // Exclusive, so that a file or link that is already there is never written to; 0600 from the first instant.
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&*self.lock, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        let file = openat(self.handle(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map_err(step("create the temporary file"))?;
         let mut file = File::from(file);
         file.write_all(bytes).map_err(io_step("write the temporary file"))?;
-        if let Some((old, stat)) = like {
-            keep_attributes(&file, old, stat)?;
+        if let Some(like) = like {
+            attributes::copy(&file, like.file, like.stat, mode)?;
         }
         // Before the rename: otherwise a power cut may leave the new name on an empty file.
         fsync(&file).map_err(step("sync the temporary file"))
     }
 
-    fn sync(&self) -> Result<(), StepError> {
-        // The new name itself lives in the directory.
-        fsync(self.lock.as_fd()).map_err(step("sync the directory"))
-    }
-}
-
-/// Reads a file, or `None` where it holds more than `limit` bytes. The bytes are zeroed when dropped.
-///
-/// # Errors
-/// What the system says.
-pub fn read_bounded(
-    file: &File,
-    stat: &FileStat,
-    limit: u64,
-) -> std::io::Result<Option<secrecy::zeroize::Zeroizing<Vec<u8>>>> {
-    let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-    if size > limit {
-        return Ok(None);
-    }
-    // One more than it should be, so that a file that is as it says is read without growing the vector.
-    let room = usize::try_from(size).unwrap_or(0) + 1;
-    let mut bytes = secrecy::zeroize::Zeroizing::new(Vec::with_capacity(room));
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
-}
-
-/// Gives a file its permission bits back.
-///
-/// # Errors
-/// When the system refuses.
-pub fn set_mode(file: &File, mode: u32) -> Result<(), ReplaceError> {
-    fchmod(file, Mode::from_bits_truncate(mode))
-        .map_err(step("give the file its mode back"))
-        .map_err(ReplaceError::Untouched)
-}
-
-/// The name of the temporary file for `name`. Fixed, since only the holder of the lock makes one: so what a killed run
-/// left is known by name.
-fn temporary_name(name: &OsStr) -> OsString {
-    let mut temporary = OsString::from(".ecr-node-agent-");
-    temporary.push(name);
-    temporary.push(".tmp");
-    temporary
-}
-
-fn keep_attributes(new: &File, old: &File, stat: &FileStat) -> Result<(), StepError> {
-    let created = fstat(new).map_err(step("look at the temporary file"))?;
-    // Only where it differs: without CAP_CHOWN even a change to the same owner may be refused.
-    if (created.st_uid, created.st_gid) != (stat.st_uid, stat.st_gid) {
-        fchown(new, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
-            .map_err(step("give the new file its owner"))?;
-    }
-    // What the directory's default list grants to others would come to life with the group bits.
-    if matches!(attribute(old, ACCESS_LIST), Ok(None)) && matches!(attribute(new, ACCESS_LIST), Ok(Some(_))) {
-        rustix::fs::fremovexattr(new, ACCESS_LIST)
-            .map_err(|errno| step("take the inherited access list from the new file")(from_rustix(errno)))?;
-    }
-    let mode = Mode::from_bits_truncate(stat.st_mode & 0o777);
-    if mode != Mode::S_IRUSR | Mode::S_IWUSR {
-        fchmod(new, mode).map_err(step("give the new file its mode"))?;
-    }
-    for name in KEPT_ATTRIBUTES {
-        let value = match attribute(old, name) {
-            Ok(Some(value)) => value,
-            // Nothing to keep, or a file system or system without such attributes.
-            Ok(None) | Err(Errno::ENOTSUP) => continue,
-            Err(errno) => return Err(step("read the old file's security attributes")(errno)),
+    /// Renames the temporary file to `name`, unless something has that name.
+    fn place(&self, temporary: &OsStr, name: &OsStr) -> Result<(), ReplaceError> {
+        let failed = |errno| match errno {
+            Errno::EEXIST => ReplaceError::Changed,
+            errno => ReplaceError::Untouched(step("give the temporary file its name")(errno)),
         };
-        let inherited = attribute(new, name).ok().flatten();
-        if inherited.as_ref() == Some(&value) {
-            continue;
+        match self.rename(temporary, name, RenameFlags::NOREPLACE) {
+            Err(errno) if is_unsupported(errno) => {
+                // A link fails as well if the name is taken. The temporary name goes in `settle`.
+                linkat(self.handle(), temporary, self.handle(), name, AtFlags::empty()).map_err(failed)
+            }
+            renamed => renamed.map_err(failed),
         }
-        match rustix::fs::fsetxattr(new, name, &value, rustix::fs::XattrFlags::empty()) {
+    }
+
+    /// Exchanges the two names. If what had `name` is not as expected, exchanges them back.
+    fn exchange(
+        &self,
+        temporary: &OsStr,
+        name: &OsStr,
+        is_expected: impl Fn(&FileStat) -> bool,
+    ) -> Result<(), ReplaceError> {
+        let over = "rename the temporary file over the old one";
+        let new = self.look(temporary).map_err(ReplaceError::Untouched)?;
+        let displaced = |name| self.look(name).ok().flatten();
+        match self.rename(temporary, name, RenameFlags::EXCHANGE) {
             Ok(()) => {}
-            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS)
-                if name == SELINUX && is_as_good(inherited.as_deref(), &value) => {}
-            Err(errno) => return Err(step("give the new file its security attributes")(from_rustix(errno))),
+            // It was deleted.
+            Err(Errno::ENOENT) => return Err(ReplaceError::Changed),
+            Err(errno) if is_unsupported(errno) => {
+                if !displaced(name).is_some_and(|found| is_expected(&found)) {
+                    return Err(ReplaceError::Changed);
+                }
+                return renameat(self.handle(), temporary, self.handle(), name)
+                    .map_err(|errno| ReplaceError::Untouched(step(over)(errno)));
+            }
+            Err(errno) => return Err(ReplaceError::Untouched(step(over)(errno))),
         }
-    }
-    Ok(())
-}
-
-/// Whether a file may do with the label that it inherited from its directory, where it may not be given the old one.
-///
-/// Without SELinux a new file has no label, and what a label on the disk says has no effect. With it, access goes by the
-/// type, the third part of `user:role:type:level`.
-fn is_as_good(inherited: Option<&[u8]>, wanted: &[u8]) -> bool {
-    let kind = |label: &[u8]| label.split(|byte| *byte == b':').nth(2).map(<[u8]>::to_vec);
-    inherited.is_none_or(|inherited| kind(inherited) == kind(wanted))
-}
-
-fn attribute(file: &File, name: &str) -> Result<Option<Vec<u8>>, Errno> {
-    // The kernel's own limit for one attribute.
-    let mut value = vec![0; 64 * 1024];
-    match rustix::fs::fgetxattr(file, name, value.as_mut_slice()) {
-        Ok(length) => {
-            value.truncate(length);
-            Ok(Some(value))
+        if displaced(temporary).is_some_and(|found| is_expected(&found)) {
+            return Ok(());
         }
-        Err(rustix::io::Errno::NODATA) => Ok(None),
-        Err(errno) => Err(from_rustix(errno)),
+        let not_put_back =
+            |errno| ReplaceError::NotPutBack { name: temporary.to_owned(), source: step(over)(errno) };
+        match self.rename(temporary, name, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            // The new file was deleted, or renamed away, within that moment.
+            Err(Errno::ENOENT) => {
+                return self.place(temporary, name).and(Err(ReplaceError::Changed));
+            }
+            Err(errno) => return Err(not_put_back(errno)),
+        }
+        let is_new = |found: FileStat| new.is_some_and(|new| is_same(&found, &new));
+        if !displaced(temporary).is_some_and(is_new) {
+            // Within that moment a third version has come, which is the latest.
+            self.rename(temporary, name, RenameFlags::EXCHANGE).map_err(not_put_back)?;
+        }
+        Err(ReplaceError::Changed)
+    }
+
+    fn rename(&self, from: &OsStr, to: &OsStr, flags: RenameFlags) -> Result<(), Errno> {
+        rustix::fs::renameat_with(self.handle(), from, self.handle(), to, flags).map_err(from_rustix)
+    }
+
+    /// Whether `name` is the same file as `before`, without a change since.
+    fn is_unchanged(&self, name: &OsStr, before: &FileStat) -> bool {
+        let key = |stat: &FileStat| {
+            (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec)
+        };
+        let now = self.look(name).ok().flatten();
+        now.is_some_and(|now| is_same(&now, before) && key(&now) == key(before))
+    }
+
+    /// Deletes the temporary file, and makes the change durable if there is one.
+    fn settle(&self, temporary: &OsStr, replaced: Result<(), ReplaceError>) -> Result<(), ReplaceError> {
+        if let Err(ReplaceError::NotPutBack { .. }) = replaced {
+            return replaced;
+        }
+        let removed = match unlinkat(self.handle(), temporary, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(step("remove the temporary file")(errno)),
+        };
+        // Beside an earlier error, a temporary file that stays is not worth another one: the next run removes it.
+        replaced?;
+        removed.and_then(|()| self.sync()).map_err(ReplaceError::NotDurable)
+    }
+
+    fn sync(&self) -> Result<(), StepError> {
+        // The directory holds the new name.
+        fsync(self.handle()).map_err(step("sync the directory"))
     }
 }
 
-fn from_rustix(errno: rustix::io::Errno) -> Errno {
-    Errno::from_raw(errno.raw_os_error())
+fn temporary_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".ecr-node-agent-");
+    prefix.push(name);
+    prefix.push(".");
+    prefix
 }
 
-fn kind_of_other(stat: &FileStat) -> Option<&'static str> {
-    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => None,
-        SFlag::S_IFDIR => Some("a directory"),
-        SFlag::S_IFLNK => Some("a symlink"),
-        SFlag::S_IFIFO => Some("a pipe"),
-        SFlag::S_IFSOCK => Some("a socket"),
-        _ => Some("a device"),
+/// Whether the file system has no such rename: NFS, for example.
+fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno, Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)
+}
+
+/// Whether the displaced file is the previous one, with the same content and attributes, and no program has it open for
+/// writing. Times do not count: the rename has changed them.
+fn is_as_read(displaced: &FileStat, previous: Previous<'_>) -> bool {
+    let before = previous.stat;
+    let attributes = |stat: &FileStat| (stat.st_mode, stat.st_uid, stat.st_gid);
+    let is_unchanged = |stat: &FileStat| is_same(stat, before) && attributes(stat) == attributes(before);
+    is_unchanged(displaced)
+        && has_content(previous.file, previous.bytes)
+        && (previous.despite_writers || is_open_for_writing(previous.file) != Some(true))
+        && fstat(previous.file).is_ok_and(|stat| is_unchanged(&stat))
+}
+
+/// Whether a file holds just these bytes.
+fn has_content(file: &File, bytes: &[u8]) -> bool {
+    // One more, to see that nothing follows.
+    let mut found = Zeroizing::new(vec![0; bytes.len() + 1]);
+    let mut length = 0;
+    loop {
+        match file.read_at(&mut found[length..], length as u64) {
+            Ok(0) => return found[..length] == *bytes,
+            Ok(count) => length += count,
+            Err(_) => return false,
+        }
+        if length > bytes.len() {
+            return false;
+        }
     }
 }

@@ -330,6 +330,9 @@ pub(super) struct RemoveArgs {
     pub(super) files: AuthFileArgs,
     #[command(flatten)]
     pub(super) secrets: PullSecretArgs,
+    /// Also take out an entry for this registry that has lost the agent's record, if it is ECR's. Repeatable.
+    #[arg(long = "registry", value_name = "HOST")]
+    pub(super) registries: Vec<Listed<Registry>>,
     /// When everything is removed, wait until stopped: for pods that must not end, as those of a DaemonSet.
     #[arg(long)]
     pub(super) stay: bool,

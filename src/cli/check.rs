@@ -56,8 +56,9 @@ pub(super) fn check(cli: Cli, matches: &ArgMatches) -> Result<(Command, Option<L
         }
         Some(Subcommands::Remove(args)) => {
             let (auth_files, pull_secrets) = targets(found, args.files, args.secrets, Vec::new())?;
-            let dry_run = args.dry_run.dry_run;
-            (Command::Remove { auth_files, pull_secrets, dry_run, stay: args.stay }, Some(args.log))
+            let registries = registries(found, RegistryArgs { registries: args.registries })?;
+            let (dry_run, stay) = (args.dry_run.dry_run, args.stay);
+            (Command::Remove { auth_files, registries, pull_secrets, dry_run, stay }, Some(args.log))
         }
         Some(Subcommands::Link(args)) => {
             let auth_files = auth_files(found, args.files)?;
@@ -135,9 +136,10 @@ fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), Us
     let file = auth_files(found, args.files)?.into_iter().next().unwrap_or_else(|| AuthFile {
         path: PathBuf::from(DEFAULT_AUTH_FILE),
         named: false,
-        kubelet_home: PathBuf::from("/root"),
+        kubelet_home: None,
     });
     let Kubelet { auth_file, home: usual_home, .. } = file.kubelet();
+    let usual_home = usual_home.or_else(|| Some(PathBuf::from("/root")));
     let home = args.kubelet_home.map_or(usual_home, |home| home.0);
     let working_dir = args.kubelet_working_dir;
     absolute("--kubelet-home", home.as_ref())?;
@@ -210,7 +212,7 @@ fn auth_files(found: Found<'_>, args: AuthFileArgs) -> Result<Vec<AuthFile>, Usa
     }
     let named = !paths.is_empty();
     let paths = if named { paths } else { vec![PathBuf::from(DEFAULT_AUTH_FILE)] };
-    let kubelet_home = aws::variable("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    let kubelet_home = aws::variable("HOME").map(PathBuf::from);
     Ok(paths.into_iter().map(|path| AuthFile { path, named, kubelet_home: kubelet_home.clone() }).collect())
 }
 

@@ -1,25 +1,34 @@
 //! `remove` and `link`: what is done to the auth files without a token.
 
 use crate::agent::signals::Signals;
-use crate::auth_file::AuthFile;
 use crate::auth_file::publish::on_each;
+use crate::auth_file::{AuthFile, Memory, PublishOptions};
+use crate::ecr::registry::Registry;
 use crate::pull_secret;
 use crate::pull_secret::names::PullSecrets;
 use crate::report::exit::{ExitStatus, failed};
 use crate::round::Round;
 use crate::time::clock;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-/// A file that takes longer is given up.
-const LIMIT: Duration = Duration::from_mins(1);
+/// A file that takes longer is given up. An update waits a minute for a program that keeps the file open.
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Takes everything of ours out of the auth files, undoes their links, and deletes the pull secrets that are named.
-pub(super) async fn remove(auth_files: &[AuthFile], secrets: &PullSecrets, dry_run: bool) -> ExitStatus {
-    let now = clock::now();
-    let deadline = Instant::now() + LIMIT;
-    let published = on_each(auth_files, deadline, move |file| file.uninstall(now, dry_run)).await;
+/// Entries without a record go too, if they are ECR's and for one of `registries`.
+pub(super) async fn remove(
+    auth_files: &[AuthFile],
+    registries: &[Registry],
+    secrets: &PullSecrets,
+    dry_run: bool,
+) -> ExitStatus {
+    let options = PublishOptions { now: clock::now(), dry_run, explicit: true };
+    let keys: Arc<[String]> = registries.iter().map(|registry| registry.key().to_owned()).collect();
+    let uninstall = move |file: &AuthFile, memory: &mut Memory| file.uninstall(&keys, options, memory);
+    let published = on_each(auth_files, Instant::now() + LIMIT, uninstall).await;
     let mut round = Round { published, ..Round::default() };
     super::log_files(&round, dry_run);
     if !secrets.is_empty() {
@@ -30,9 +39,11 @@ pub(super) async fn remove(auth_files: &[AuthFile], secrets: &PullSecrets, dry_r
 
 /// Moves the auth files into directories of ours and leaves links, or undoes that.
 pub(super) async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> ExitStatus {
-    let now = clock::now();
-    let act = move |file: &AuthFile| if undo { file.unlink(dry_run) } else { file.link(now, dry_run) };
-    let published = on_each(auth_files, Instant::now() + LIMIT, act).await;
+    let options = PublishOptions { now: clock::now(), dry_run, explicit: true };
+    let change = move |file: &AuthFile, memory: &mut Memory| {
+        if undo { file.unlink(options) } else { file.link(options, memory) }
+    };
+    let published = on_each(auth_files, Instant::now() + LIMIT, change).await;
     let round = Round { published, ..Round::default() };
     super::log_files(&round, dry_run);
     super::finished(&round, dry_run)

@@ -23,8 +23,8 @@ pub fn run(command: Command) -> ExitStatus {
     let exit_status = match command {
         Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, daemon))),
         Command::Once(settings) => runtime.block_on(Box::pin(once::run(&settings))),
-        Command::Remove { auth_files, pull_secrets, dry_run, stay } => {
-            let removal = Box::pin(files::remove(&auth_files, &pull_secrets, dry_run));
+        Command::Remove { auth_files, registries, pull_secrets, dry_run, stay } => {
+            let removal = Box::pin(files::remove(&auth_files, &registries, &pull_secrets, dry_run));
             if stay { runtime.block_on(files::then_stay(removal)) } else { runtime.block_on(removal) }
         }
         Command::Link { auth_files, undo, dry_run } => {

@@ -3,7 +3,7 @@
 //! What fails does not keep the rest from being served.
 
 use crate::auth_file::publish::on_each;
-use crate::auth_file::{AuthFile, PublishOptions};
+use crate::auth_file::{AuthFile, Memory, PublishOptions};
 use crate::ecr::client::Ecr;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::token::Token;
@@ -60,10 +60,10 @@ async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
     if wanted.entries.is_empty() && wanted.lapse.is_empty() {
         return round;
     }
-    let options = PublishOptions { now: clock::now(), dry_run: settings.dry_run, explicit: true, mode: None };
+    let options = PublishOptions { now: clock::now(), dry_run: settings.dry_run, explicit: true };
     let wanted = Arc::new(wanted);
     let for_files = Arc::clone(&wanted);
-    let publish = move |file: &AuthFile| file.publish(&for_files, options);
+    let publish = move |file: &AuthFile, memory: &mut Memory| file.publish(&for_files, options, memory);
     let files_deadline = deadline.max(Instant::now() + FILES);
     round.published = on_each(&settings.auth_files, files_deadline, publish).await;
     super::log_files(&round, settings.dry_run);

@@ -229,12 +229,15 @@ pub fn plan_copied(mut document: Document<'_>, origin: Origin, copied: BTreeMap<
     Plan::Replace(document.to_bytes(), Changes::default())
 }
 
-/// Whether no foreign content is lost when `document` is replaced by `other`.
+/// Whether no foreign content is lost when `document` is replaced by `other`. `copies_count` says whether entries that were
+/// copied from a hidden file count as foreign content.
 #[must_use]
-pub fn adds_nothing(document: &Document<'_>, other: &Document<'_>) -> bool {
+pub fn adds_nothing(document: &Document<'_>, other: &Document<'_>, copies_count: bool) -> bool {
     let is_own = |key: &str, digest: &String| {
-        let record = document.ledger().and_then(|ledger| ledger.entries.get(key));
-        record.is_some_and(|record| record.digest == *digest)
+        let Some(ledger) = document.ledger() else { return false };
+        let written = ledger.entries.get(key).map(|record| &record.digest);
+        let copied = ledger.taken_along.get(key).filter(|_| !copies_count);
+        written == Some(digest) || copied == Some(digest)
     };
     let is_covered = |key: &str| {
         let digest = document.digest(key);

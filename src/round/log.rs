@@ -50,6 +50,9 @@ pub fn log_published(published: &Published) {
         (Effect::Unchanged, DriftEvent::Peace) => {
             info!(path = %path.display(), "the other program has stopped changing this file");
         }
+        (Effect::NotAtRest { retry_in }, _) => {
+            debug!(path = %path.display(), ?retry_in, "another program may still be changing this file");
+        }
         (Effect::Unchanged, _) => debug!(path = %path.display(), "the auth file is up to date"),
         (Effect::ModeRestored, _) => {
             warn!(path = %path.display(), "another program had changed this file; its permissions were restored");

@@ -86,7 +86,7 @@ impl Fetched {
 pub fn count_published(published: &Published, metrics: &Metrics) {
     match &published.result {
         Err(_) => metrics.written(false),
-        Ok(outcome) if outcome.effect == Effect::Unchanged => {}
+        Ok(outcome) if matches!(outcome.effect, Effect::Unchanged | Effect::NotAtRest { .. }) => {}
         Ok(_) => metrics.written(true),
     }
     if matches!(published.drift, DriftEvent::Repaired | DriftEvent::Fight) {

@@ -20,7 +20,7 @@ pub fn print_plan(round: &Round) -> io::Result<()> {
         let path = published.path.display();
         let link = published.result.as_ref().ok().and_then(|outcome| outcome.link.as_ref());
         match published.result.as_ref().map(|outcome| &outcome.effect) {
-            Err(_) => writeln!(out, "{path}: cannot be changed")?,
+            Err(_) | Ok(Effect::NotAtRest { .. }) => writeln!(out, "{path}: cannot be changed")?,
             Ok(Effect::Unchanged | Effect::ModeRestored) if link.is_some() => {}
             Ok(Effect::Unchanged | Effect::ModeRestored) => writeln!(out, "{path}: would stay as it is")?,
             Ok(Effect::Deleted(_)) => writeln!(out, "{path}: would be deleted: nothing would be left in it")?,

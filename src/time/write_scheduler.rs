@@ -1,114 +1,132 @@
-//! When a target is written next: at once, after a pause, or later because another program fights for it.
+//! When a target is written next: at once, after a pause, or later because another program keeps changing it (no I/O).
 //!
-//! Pure: the caller passes `now` and what chance drew, and does the writing. One [`WriteScheduler`] for each auth file, and for each
-//! pull secret that is watched, so that a fight over one, or one that cannot be written, holds up no other.
+//! The caller passes `now` and a random number, and does the writing. There is one [`WriteScheduler`] for each auth file, and
+//! for each pull secret that is watched: a target that cannot be written delays no other.
 
 use super::retry::{Backoff, Retry};
 use super::timer::{Deadline, Now};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// So many repairs within [`FIGHT_TIME`] are a fight with another writer, and from then on there is one in that time.
+/// More repairs than this within [`FIGHT_TIME`] are a fight with another program. During a fight the target is repaired once
+/// in that time.
 const FIGHT: usize = 10;
 const FIGHT_TIME: Duration = Duration::from_mins(1);
-/// A file that changes without drift is not looked at more often than this.
+/// A target that changes without drift is not looked at more often than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
-/// A file that could not be written, and that others keep changing, is tried no more often than this.
+/// A target whose last write failed, and that other programs keep changing, is not written more often than this.
 const TRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Why a file is to be written. The last one says most.
+/// Why a target is to be written. If there are two reasons, the last one of these counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum PendingWrite {
-    /// Somebody may have changed it.
+    /// Another program may have changed it.
     Drift,
-    /// There is something new to write, or an entry has to go.
+    /// There is something new to write, or an entry to remove.
     New,
 }
 
-/// What became of a write.
+/// How a write ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteResult {
     /// It failed.
     Failed,
-    /// The file was as it should be.
+    /// The target was as it should be.
     Unchanged,
-    /// The file is another one now.
+    /// The target was changed.
     Changed,
+    /// Another program was still changing the target, so nothing was written.
+    NotAtRest {
+        /// How long to wait before the next attempt.
+        retry_in: Duration,
+    },
 }
 
-/// What an operator should hear of it.
+/// What a write means for the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriftEvent {
-    /// Nothing more than the write itself told.
+    /// Nothing besides the write itself.
     Nothing,
-    /// Another program had changed the file, and it was repaired.
+    /// Another program had changed the target, and it was repaired.
     Repaired,
-    /// As above, and for the last time in a while: neither side would win.
+    /// The same, and a fight begins: from now on repairs are rare.
     Fight,
-    /// The other program has stopped.
+    /// The other program has stopped: the fight is over.
     Peace,
 }
 
-/// What one file waits for.
+/// Decides when one target is written.
 #[derive(Debug, Default)]
 pub struct WriteScheduler {
-    wish: Option<PendingWrite>,
-    /// The wish that is being fulfilled.
-    carried: Option<PendingWrite>,
+    /// The write that is due, at once or later. `None` if none is.
+    pending: Option<PendingWrite>,
+    /// The write that is under way. `None` if none is.
+    running: Option<PendingWrite>,
+    /// When the pending write may start. `None` means at once.
     not_before: Option<Deadline>,
+    /// The delays after failed writes.
     backoff: Backoff,
-    /// When, by the time since boot, it was repaired lately.
+    /// When the target was repaired within the last [`FIGHT_TIME`], as times since boot.
     repairs: VecDeque<Duration>,
+    /// Whether there is a fight.
     fighting: bool,
 }
 
 impl WriteScheduler {
-    /// There is something new to write, which nothing holds up.
+    /// There is something new to write. It is written at once.
     pub fn renew(&mut self) {
-        self.wish = Some(PendingWrite::New);
+        self.pending = Some(PendingWrite::New);
         self.not_before = None;
     }
 
-    /// Somebody may have changed the file. What held up a write may be gone with it.
+    /// Another program may have changed the target. If the last write failed, the reason may be gone with that change.
     pub fn look(&mut self, now: Now) {
-        self.wish = self.wish.max(Some(PendingWrite::Drift));
+        self.pending = self.pending.max(Some(PendingWrite::Drift));
         if self.backoff.failures() > 0 && !self.fighting {
             self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(TRY_PAUSE)));
         }
     }
 
-    /// When it is to be written, if at all.
+    /// When the next write may start. `None` if no write is pending.
     #[must_use]
     pub fn next(&self, now: Now) -> Option<Deadline> {
-        self.wish.map(|_| self.not_before.unwrap_or_else(|| now.after(Duration::ZERO)))
+        self.pending.map(|_| self.not_before.unwrap_or_else(|| now.after(Duration::ZERO)))
     }
 
-    /// Takes the wish, if its time has come: whoever asks writes the file now.
+    /// Starts the pending write if its time has come. If this returns `true`, the caller writes, and then calls
+    /// [`Self::end`].
     pub fn start(&mut self, now: Now) -> bool {
         if self.next(now).is_none_or(|next| !now.is_past(next)) {
             return false;
         }
         self.not_before = None;
-        self.carried = self.wish.take();
+        self.running = self.pending.take();
         true
     }
 
     /// The write has ended. `random` is uniform in `0.0..1.0`.
-    pub fn end(&mut self, came: WriteResult, now: Now, random: f64) -> DriftEvent {
-        let drift = self.carried.take() == Some(PendingWrite::Drift);
-        let new_meanwhile = self.wish == Some(PendingWrite::New);
-        if came != WriteResult::Failed {
+    pub fn end(&mut self, result: WriteResult, now: Now, random: f64) -> DriftEvent {
+        let running = self.running.take();
+        let is_drift = running == Some(PendingWrite::Drift);
+        let new_meanwhile = self.pending == Some(PendingWrite::New);
+        if matches!(result, WriteResult::Changed | WriteResult::Unchanged) {
             self.backoff.reset();
         }
-        let tell = match came {
+        let event = match result {
             WriteResult::Failed => {
-                self.wish = Some(PendingWrite::New);
+                self.pending = Some(PendingWrite::New);
                 let delay = self.backoff.failed(Retry::Later, now.boot, Duration::ZERO, random);
                 self.not_before = Some(now.after(delay));
                 DriftEvent::Nothing
             }
-            WriteResult::Changed if drift => self.repaired(now),
-            WriteResult::Unchanged if drift => {
+            WriteResult::NotAtRest { retry_in } => {
+                // The reason stays: what was drift before the wait is drift after it.
+                self.pending = self.pending.max(running);
+                self.not_before = Some(now.after(retry_in));
+                return DriftEvent::Nothing;
+            }
+            WriteResult::Changed if is_drift => self.repaired(now),
+            WriteResult::Unchanged if is_drift => {
                 self.not_before = Some(now.after(LOOK_PAUSE));
                 if std::mem::take(&mut self.fighting) { DriftEvent::Peace } else { DriftEvent::Nothing }
             }
@@ -117,7 +135,7 @@ impl WriteScheduler {
         if new_meanwhile {
             self.not_before = None;
         }
-        tell
+        event
     }
 
     fn repaired(&mut self, now: Now) -> DriftEvent {
@@ -133,7 +151,7 @@ impl WriteScheduler {
         if begins { DriftEvent::Fight } else { DriftEvent::Repaired }
     }
 
-    /// Whether another program keeps changing the file.
+    /// Whether another program keeps changing the target.
     #[must_use]
     pub fn is_fighting(&self) -> bool {
         self.fighting
@@ -157,98 +175,118 @@ mod tests {
     }
 
     /// One write, as soon as it may be.
-    fn write(upkeep: &mut WriteScheduler, seconds: f64, came: WriteResult) -> DriftEvent {
-        assert!(upkeep.start(at(seconds)), "it is held back at {seconds} s");
-        assert!(!upkeep.start(at(seconds)), "one wish is fulfilled once");
-        upkeep.end(came, at(seconds), 1.0)
+    fn write(scheduler: &mut WriteScheduler, seconds: f64, result: WriteResult) -> DriftEvent {
+        assert!(scheduler.start(at(seconds)), "it is held back at {seconds} s");
+        assert!(!scheduler.start(at(seconds)), "one pending write is written once");
+        scheduler.end(result, at(seconds), 1.0)
     }
 
-    fn waits_until(upkeep: &WriteScheduler, seconds: f64) -> bool {
-        upkeep.next(at(0.0)).is_some_and(|next| next.boot == Duration::from_secs_f64(seconds))
+    fn waits_until(scheduler: &WriteScheduler, seconds: f64) -> bool {
+        scheduler.next(at(0.0)).is_some_and(|next| next.boot == Duration::from_secs_f64(seconds))
     }
 
     #[test]
-    fn what_nobody_wants_is_not_done() {
-        let mut upkeep = WriteScheduler::default();
-        assert_eq!(upkeep.next(at(0.0)), None);
-        assert!(!upkeep.start(at(0.0)));
-        upkeep.renew();
+    fn without_a_pending_write_nothing_is_written() {
+        let mut scheduler = WriteScheduler::default();
+        assert_eq!(scheduler.next(at(0.0)), None);
+        assert!(!scheduler.start(at(0.0)));
+        scheduler.renew();
         assert_eq!(
-            write(&mut upkeep, 0.0, WriteResult::Changed),
+            write(&mut scheduler, 0.0, WriteResult::Changed),
             DriftEvent::Nothing,
-            "what is new is no drift"
+            "a new token is no drift"
         );
-        assert_eq!(upkeep.next(at(0.0)), None);
+        assert_eq!(scheduler.next(at(0.0)), None);
     }
 
     #[test]
     fn the_eleventh_repair_in_a_minute_begins_a_fight_and_quiet_ends_it() {
-        let mut upkeep = WriteScheduler::default();
+        let mut scheduler = WriteScheduler::default();
         for second in 0..10 {
-            upkeep.look(at(f64::from(second)));
-            assert_eq!(write(&mut upkeep, f64::from(second), WriteResult::Changed), DriftEvent::Repaired);
+            scheduler.look(at(f64::from(second)));
+            assert_eq!(write(&mut scheduler, f64::from(second), WriteResult::Changed), DriftEvent::Repaired);
         }
-        upkeep.look(at(10.0));
-        assert_eq!(write(&mut upkeep, 10.0, WriteResult::Changed), DriftEvent::Fight);
-        assert!(upkeep.is_fighting());
-        upkeep.look(at(11.0));
-        assert!(waits_until(&upkeep, 70.0), "once a minute from now on");
-        assert_eq!(write(&mut upkeep, 70.0, WriteResult::Changed), DriftEvent::Repaired);
+        scheduler.look(at(10.0));
+        assert_eq!(write(&mut scheduler, 10.0, WriteResult::Changed), DriftEvent::Fight);
+        assert!(scheduler.is_fighting());
+        scheduler.look(at(11.0));
+        assert!(waits_until(&scheduler, 70.0), "once a minute from now on");
+        assert_eq!(write(&mut scheduler, 70.0, WriteResult::Changed), DriftEvent::Repaired);
         // A new token does not wait for the other program.
-        upkeep.look(at(71.0));
-        upkeep.renew();
-        assert_eq!(write(&mut upkeep, 72.0, WriteResult::Changed), DriftEvent::Nothing);
-        upkeep.look(at(73.0));
-        assert_eq!(write(&mut upkeep, 73.0, WriteResult::Unchanged), DriftEvent::Peace);
-        assert!(!upkeep.is_fighting());
-        // Spread over more than a minute, they are none.
-        let mut upkeep = WriteScheduler::default();
+        scheduler.look(at(71.0));
+        scheduler.renew();
+        assert_eq!(write(&mut scheduler, 72.0, WriteResult::Changed), DriftEvent::Nothing);
+        scheduler.look(at(73.0));
+        assert_eq!(write(&mut scheduler, 73.0, WriteResult::Unchanged), DriftEvent::Peace);
+        assert!(!scheduler.is_fighting());
+        // Repairs that are spread over more than a minute are no fight.
+        let mut scheduler = WriteScheduler::default();
         for round in 0..30 {
-            upkeep.look(at(f64::from(round) * 7.0));
+            scheduler.look(at(f64::from(round) * 7.0));
             assert_eq!(
-                write(&mut upkeep, f64::from(round) * 7.0, WriteResult::Changed),
+                write(&mut scheduler, f64::from(round) * 7.0, WriteResult::Changed),
                 DriftEvent::Repaired
             );
         }
     }
 
     #[test]
-    fn a_failure_is_tried_again_later_and_sooner_where_something_changes() {
-        let mut upkeep = WriteScheduler::default();
-        upkeep.renew();
+    fn a_failed_write_is_retried_later_or_sooner_if_the_target_changes() {
+        let mut scheduler = WriteScheduler::default();
+        scheduler.renew();
         for (second, next) in [(0.0, 1.0), (1.0, 3.0), (3.0, 7.0)] {
-            assert_eq!(write(&mut upkeep, second, WriteResult::Failed), DriftEvent::Nothing);
-            assert!(upkeep.has_failed() && waits_until(&upkeep, next), "after {second} s");
+            assert_eq!(write(&mut scheduler, second, WriteResult::Failed), DriftEvent::Nothing);
+            assert!(scheduler.has_failed() && waits_until(&scheduler, next), "after {second} s");
         }
-        upkeep.look(at(4.0));
-        assert!(waits_until(&upkeep, 4.5));
+        scheduler.look(at(4.0));
+        assert!(waits_until(&scheduler, 4.5));
         assert_eq!(
-            write(&mut upkeep, 4.5, WriteResult::Changed),
+            write(&mut scheduler, 4.5, WriteResult::Changed),
             DriftEvent::Nothing,
-            "it is the write that had failed"
+            "this is the write that had failed, and no repair"
         );
-        assert!(!upkeep.has_failed());
-        assert_eq!(upkeep.next(at(5.0)), None);
+        assert!(!scheduler.has_failed());
+        assert_eq!(scheduler.next(at(5.0)), None);
     }
 
     #[test]
-    fn a_file_that_changes_without_drift_is_not_looked_at_all_the_time() {
-        let mut upkeep = WriteScheduler::default();
-        upkeep.look(at(1.0));
-        assert_eq!(write(&mut upkeep, 1.0, WriteResult::Unchanged), DriftEvent::Nothing);
-        upkeep.look(at(1.01));
-        assert!(waits_until(&upkeep, 1.05));
+    fn a_target_that_changes_without_drift_is_not_looked_at_all_the_time() {
+        let mut scheduler = WriteScheduler::default();
+        scheduler.look(at(1.0));
+        assert_eq!(write(&mut scheduler, 1.0, WriteResult::Unchanged), DriftEvent::Nothing);
+        scheduler.look(at(1.01));
+        assert!(waits_until(&scheduler, 1.05));
     }
 
     #[test]
-    fn what_is_new_while_a_write_goes_on_is_written_next() {
-        for came in [WriteResult::Failed, WriteResult::Unchanged, WriteResult::Changed] {
-            let mut upkeep = WriteScheduler::default();
-            upkeep.look(at(1.0));
-            assert!(upkeep.start(at(1.0)));
-            upkeep.renew();
-            upkeep.end(came, at(2.0), 1.0);
-            assert!(waits_until(&upkeep, 0.0), "{came:?}");
+    fn what_is_new_during_a_write_is_written_next() {
+        for result in [WriteResult::Failed, WriteResult::Unchanged, WriteResult::Changed] {
+            let mut scheduler = WriteScheduler::default();
+            scheduler.look(at(1.0));
+            assert!(scheduler.start(at(1.0)));
+            scheduler.renew();
+            scheduler.end(result, at(2.0), 1.0);
+            assert!(waits_until(&scheduler, 0.0), "{result:?}");
         }
+    }
+
+    #[test]
+    fn a_target_that_is_not_at_rest_is_looked_at_again_for_the_same_reason() {
+        let not_at_rest = WriteResult::NotAtRest { retry_in: Duration::from_millis(200) };
+        let mut scheduler = WriteScheduler::default();
+        scheduler.look(at(1.0));
+        assert_eq!(write(&mut scheduler, 1.0, not_at_rest), DriftEvent::Nothing);
+        assert!(waits_until(&scheduler, 1.2) && !scheduler.has_failed());
+        // The other program has written once more.
+        scheduler.look(at(1.1));
+        assert!(waits_until(&scheduler, 1.2));
+        assert_eq!(write(&mut scheduler, 1.2, not_at_rest), DriftEvent::Nothing);
+        assert_eq!(write(&mut scheduler, 1.4, WriteResult::Changed), DriftEvent::Repaired);
+        assert_eq!(scheduler.next(at(2.0)), None);
+        // A new token has to wait as well, and is no repair.
+        scheduler.renew();
+        assert_eq!(write(&mut scheduler, 3.0, not_at_rest), DriftEvent::Nothing);
+        scheduler.look(at(3.1));
+        assert_eq!(write(&mut scheduler, 3.2, WriteResult::Changed), DriftEvent::Nothing);
     }
 }

@@ -4,7 +4,7 @@ use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, names, read};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_node_agent::auth_file::{AuthFile, Effect, PublishOptions};
+use ecr_node_agent::auth_file::{AuthFile, Effect, Memory, Outcome, PublishOptions};
 use ecr_node_agent::docker_config::merge::{Wanted, WantedEntry};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
@@ -144,7 +144,7 @@ fn symlinks_that_others_may_have_planted_are_not_followed() {
 fn mode_owner_label_and_access_list_are_kept() {
     let node = Node::with_auth_file(FOREIGN);
     fs::set_permissions(node.auth_file(), fs::Permissions::from_mode(0o640)).unwrap();
-    node.once(&[]).expect(0, &["others than its owner may read this file", "0640"]);
+    node.once(&[]).expect(0, &["others than root can get at this file", "group 0 may read it (mode 0640)"]);
     assert_eq!(fs::metadata(node.auth_file()).unwrap().mode() & 0o7777, 0o640);
 
     if all_here(&[Need::Root, Need::SecurityAttributes]) {
@@ -264,16 +264,15 @@ fn a_new_file_takes_along_what_it_hides() {
 }
 
 #[test]
-fn a_damaged_file_hid_nothing_and_a_whole_one_does() {
+fn a_file_that_the_kubelet_may_have_read_takes_nothing_along() {
     let hidden = "{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}";
-    // Where the file stays, it goes on hiding the other, and keeps what came along.
-    let node = Node::with_auth_file("{\"auths\":{\"b.example\":{},\"c.example\":[]}}");
-    node.write("home/.dockercfg", hidden);
-    node.once(&[]).expect(0, &["is hidden by this file from now on"]);
-    let auth_file = node.auth_file();
-    node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["removed"]);
-    let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(keys, ["b.example", "a.example"]);
+    // Truncated or damaged a moment ago: the kubelet has cached what it read of this file before.
+    for content in ["", "damaged", "{\"auths\":{\"b.example\":{},\"c.example\":[]}}"] {
+        let node = Node::with_auth_file(content);
+        node.write("home/.dockercfg", hidden);
+        node.once(&[]).expect(0, &["did not come along", "changed less than five minutes ago"]);
+        assert!(node.document()["auths"].get("a.example").is_none(), "{content}");
+    }
 
     let node = Node::with_auth_file(FOREIGN);
     node.write("home/.dockercfg", hidden);
@@ -348,9 +347,24 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
     assert_eq!(done.out, "config.json\n");
 }
 
-/// Publishing at no time in particular.
-pub const MANNER: PublishOptions =
-    PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, explicit: true, mode: None };
+/// An explicit refresh at no time in particular.
+pub const OPTIONS: PublishOptions =
+    PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, explicit: true };
+
+/// Publishes as soon as the file is at rest.
+pub fn publish(file: &AuthFile, number: usize, memory: &mut Memory) -> Outcome {
+    at_rest(|| file.publish(&wanted(number), OPTIONS, memory).unwrap())
+}
+
+/// Repeats an update until the file is at rest.
+pub fn at_rest(mut update: impl FnMut() -> Outcome) -> Outcome {
+    loop {
+        match update() {
+            Outcome { effect: Effect::NotAtRest { retry_in }, .. } => std::thread::sleep(retry_in),
+            outcome => return outcome,
+        }
+    }
+}
 
 /// One entry with a new token each time.
 pub fn wanted(number: usize) -> Wanted {
@@ -369,7 +383,7 @@ pub fn wanted(number: usize) -> Wanted {
 }
 
 pub fn auth_file(path: &Path) -> AuthFile {
-    AuthFile { path: path.to_owned(), named: true, kubelet_home: path.with_file_name("home") }
+    AuthFile { path: path.to_owned(), named: true, kubelet_home: Some(path.with_file_name("home")) }
 }
 
 #[test]
@@ -377,7 +391,8 @@ fn nothing_is_written_that_is_already_so() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
-    let publish = |number| file.publish(&wanted(number), MANNER).unwrap().effect;
+    let mut memory = Memory::default();
+    let mut publish = |number| publish(&file, number, &mut memory).effect;
     let state =
         |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec(), it.ctime_nsec()));
     assert!(matches!(publish(1), Effect::Replaced(_)));
@@ -492,7 +507,7 @@ fn what_a_new_file_hides_and_cannot_take_along_is_told() {
         node.write(path, "");
         #[expect(clippy::disallowed_methods, reason = "test code")]
         fs::write(node.path(path), content).unwrap();
-        node.once(&[]).expect(0, &["is hidden by this file from now on, and could not be read", said]);
+        node.once(&[]).expect(0, &["its entries did not come along: it could not be read", said]);
     }
 }
 

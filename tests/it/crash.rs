@@ -5,20 +5,29 @@ use crate::node::{FOREIGN, HOST, Node, Run};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
 
 /// How a node starts, and what a finished refresh leaves in the kubelet's root.
 struct Start {
     what: &'static str,
     content: Option<&'static str>,
     copies: usize,
+    quiet: Duration,
 }
+
+/// How long a file must be left alone before an update writes it at once.
+const QUIET: Duration = Duration::from_secs(1);
+/// The same for a spoilt file, where the agent cannot see which programs have it open.
+const QUIET_IF_SPOILT: Duration = Duration::from_secs(11);
 
 const SPOILT: &str = "{\"auths\":{\"registry.example.com\":{\"auth\":\"dXNlcjpwYXNz\"},\"bad.example\":[]}}";
 const STARTS: [Start; 3] = [
-    Start { what: "a foreign file", content: Some(FOREIGN), copies: 0 },
-    Start { what: "no file", content: None, copies: 0 },
-    Start { what: "a spoilt file", content: Some(SPOILT), copies: 1 },
+    Start { what: "a foreign file", content: Some(FOREIGN), copies: 0, quiet: QUIET },
+    Start { what: "no file", content: None, copies: 0, quiet: QUIET },
+    Start { what: "a spoilt file", content: Some(SPOILT), copies: 1, quiet: QUIET_IF_SPOILT },
 ];
 
 impl Start {
@@ -50,6 +59,42 @@ impl Start {
             assert_eq!(document["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz", "{case}");
         }
     }
+}
+
+/// Does the same with all items, several at a time: each mostly waits.
+pub fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+/// Waits until the file has been at rest for so long that an update does not wait for other writers: then the same run makes
+/// the same calls each time.
+pub fn settle(node: &Node) {
+    settle_for(node, QUIET);
+}
+
+fn settle_for(node: &Node, quiet: Duration) {
+    let paths =
+        ["kubelet", "kubelet/config.json", "kubelet/ecr-node-agent", "kubelet/ecr-node-agent/config.json"];
+    let newest =
+        || paths.iter().filter_map(|path| fs::metadata(node.path(path)).ok()).map(|it| changed(&it)).max();
+    let now = || fs::metadata(tempfile::NamedTempFile::new().unwrap().path()).map(|it| changed(&it)).unwrap();
+    while newest().is_some_and(|newest| now().saturating_sub(newest) < quiet) {
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// When a file was changed, by the file system's clock.
+fn changed(metadata: &fs::Metadata) -> Duration {
+    Duration::new(metadata.ctime().try_into().unwrap(), metadata.ctime_nsec().try_into().unwrap())
 }
 
 /// Runs a refresh under `strace`, which looks at the calls on the kubelet's root and what is in it, and does what
@@ -94,27 +139,30 @@ fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_leaves_no_l
     }
     for start in &STARTS {
         let node = start.node();
+        settle_for(&node, start.quiet);
         let (run, log) = traced(&node, None);
         run.expect(0, &[]);
         let calls = calls(&log);
-        for needed in ["openat", "flock", "write", "fsync", "renameat"] {
+        for needed in ["openat", "flock", "write", "fsync", "renameat2"] {
             assert!(calls.contains_key(needed), "{needed} is not among {calls:?}");
         }
-        let mut kills = 0;
-        for (name, count) in &calls {
-            // One more than there are: the run then ends well, which shows that the count is that of these calls.
-            for number in 1..=count + 1 {
-                let case = format!("{}, killed at {name} {number} of {count}", start.what);
-                let node = start.node();
-                let (run, _) = traced(&node, Some(&format!("inject={name}:signal=KILL:when={number}")));
-                assert_eq!(run.code, if number > *count { 0 } else { -1 }, "{case}: {}", run.err);
-                kills += usize::from(number <= *count);
-                start.assert_whole(&node, &case);
-                node.once(&[]).expect(0, &[]);
-                node.assert_latest_token(HOST);
-                assert_eq!(node.names().len(), 1 + start.copies, "{case}: {:?}", node.names());
-            }
-        }
+        // One more than there are: the run then ends well, which shows that the count is that of these calls.
+        let kills: Vec<(&str, usize, usize)> = calls
+            .iter()
+            .flat_map(|(name, count)| (1..=count + 1).map(|number| (name.as_str(), number, *count)))
+            .collect();
+        in_parallel(&kills, |&(name, number, count)| {
+            let case = format!("{}, killed at {name} {number} of {count}", start.what);
+            let node = start.node();
+            settle_for(&node, start.quiet);
+            let (run, _) = traced(&node, Some(&format!("inject={name}:signal=KILL:when={number}")));
+            assert_eq!(run.code, if number > count { 0 } else { -1 }, "{case}: {}", run.err);
+            start.assert_whole(&node, &case);
+            node.once(&[]).expect(0, &[]);
+            node.assert_latest_token(HOST);
+            assert_eq!(node.names().len(), 1 + start.copies, "{case}: {:?}", node.names());
+        });
+        let kills = kills.len() - calls.len();
         tell(&format!("{}: killed at each of {kills} calls, the file was whole", start.what));
     }
 }
@@ -129,16 +177,16 @@ fn a_failing_system_call_leaves_the_old_file_and_is_told() {
         ("write:error=EIO", "cannot write the temporary file: EIO", true),
         ("write:error=ENOSPC", "cannot write the temporary file: ENOSPC", true),
         ("fsync:error=EIO:when=1", "cannot sync the temporary file: EIO", true),
-        ("renameat:error=EIO", "cannot rename the temporary file over the old one: EIO", true),
-        ("renameat:error=EBUSY", "is a mount of its own", true),
+        ("renameat2:error=EIO", "cannot rename the temporary file over the old one: EIO", true),
+        ("renameat2:error=EBUSY", "is a mount of its own", true),
         ("openat:error=EACCES:when=4", "cannot open the file: EACCES", true),
-        ("openat:error=EROFS:when=5", "cannot create the temporary file: EROFS", true),
-        ("flock:error=ENOLCK:when=1", "cannot lock the directory: ENOLCK", true),
-        ("read:error=EIO", "cannot read", true),
+        ("openat:error=EROFS:when=6", "cannot create the temporary file: EROFS", true),
+        ("pread64:error=EIO:when=1", "cannot read", true),
         ("fsync:error=EIO:when=2", "after a power cut the previous file may be back", false),
     ];
     for (inject, said, old) in cases {
         let node = Node::with_auth_file(FOREIGN);
+        settle(&node);
         let (run, _) = traced(&node, Some(&format!("inject={inject}")));
         run.expect(5, &[said, node.auth_file().to_str().unwrap()]);
         let is_old = fs::read_to_string(node.auth_file()).unwrap() == FOREIGN;
@@ -210,12 +258,51 @@ fn without_the_right_to_write_the_old_file_stays() {
 }
 
 #[test]
-fn a_directory_that_stays_locked_is_told() {
+fn a_directory_that_another_program_keeps_locked_is_written_all_the_same() {
     use nix::fcntl::{Flock, FlockArg};
 
     let node = Node::with_auth_file(FOREIGN);
     let lock = Flock::lock(fs::File::open(node.path("kubelet")).unwrap(), FlockArg::LockExclusive).unwrap();
-    node.once(&[]).expect(5, &["another program has held for ten seconds"]);
+    node.once(&[]).expect(0, &["could not be locked", "another program holds the lock", "published"]);
+    node.assert_latest_token(HOST);
+    assert_eq!(node.names(), ["config.json"]);
+    // What a run without the lock has left is removed by a later run with the lock, once it is surely abandoned.
+    node.write("kubelet/.ecr-node-agent-config.json.0123456789abcdef.tmp", "half a docum");
     drop(lock);
     node.once(&[]).expect(0, &[]);
+    assert_eq!(node.names().len(), 2, "another run may still be using it: {:?}", node.names());
+}
+
+#[test]
+fn a_file_system_without_exchange_or_locks_serves_as_well() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    for inject in ["flock:error=ENOLCK", "renameat2:error=EINVAL", "renameat2:error=ENOSYS"] {
+        for start in &STARTS {
+            let node = start.node();
+            let (run, _) = traced(&node, Some(&format!("inject={inject}")));
+            run.expect(0, &[]);
+            node.assert_latest_token(HOST);
+            assert_eq!(node.names().len(), 1 + start.copies, "{inject}: {:?}", node.names());
+            let auth_file = node.auth_file();
+            let (run, _) = traced_run(&node, "remove", &[], Some(&format!("inject={inject}")));
+            run.expect(0, &[]);
+            assert!(!fs::read_to_string(auth_file).is_ok_and(|text| text.contains(HOST)), "{inject}");
+        }
+    }
+}
+
+#[test]
+fn a_version_that_a_killed_run_left_beside_the_file_is_not_lost() {
+    let node = Node::with_auth_file(FOREIGN);
+    let other = FOREIGN.replace("registry.example.com", "other.example.com");
+    node.write("kubelet/.ecr-node-agent-config.json.tmp", &other);
+    node.once(&[]).expect(0, &["with other content, which is kept as", "config.json.replaced-"]);
+    assert_eq!(node.names().len(), 2, "{:?}", node.names());
+    // What holds nothing else is no version of anybody's.
+    let node = Node::with_auth_file(FOREIGN);
+    node.write("kubelet/.ecr-node-agent-config.json.tmp", FOREIGN);
+    node.once(&[]).expect(0, &[]);
+    assert_eq!(node.names(), ["config.json"]);
 }

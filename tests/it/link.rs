@@ -1,11 +1,10 @@
 //! The linked layout: the file moves into a directory of ours and back, and whoever reads it never misses it.
 
-use crate::auth_file::{MANNER, auth_file, wanted};
-use crate::crash::{calls, traced_run};
+use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
+use crate::crash::{calls, in_parallel, settle, traced_run};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node, Run, names, read};
-use ecr_node_agent::auth_file::{AuthFile, Link};
-use jiff::Timestamp;
+use ecr_node_agent::auth_file::{AuthFile, Link, Memory};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -139,27 +138,22 @@ fn a_link_to_nothing_hides_nothing_until_the_agent_writes() {
 
 #[test]
 fn what_the_agents_file_will_hide_comes_along_while_it_can_be_seen() {
-    let cases = [
-        // what is there, and what stays beside it
-        (None, 0),
-        (Some(" \n"), 0),
-    ];
-    for (content, copies) in cases {
+    for with_directory in [false, true] {
         let node = Node::new();
-        if let Some(content) = content {
-            node.write("kubelet/config.json", content);
+        if with_directory {
+            fs::create_dir(node.path("kubelet/ecr-node-agent")).unwrap();
         }
         node.write("home/.docker/config.json", HIDDEN);
         node.link(&[]).expect(0, &["is hidden by this file from now on", "a.example", "linked"]);
         let keys =
             |node: &Node| node.document()["auths"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&node), ["a.example"], "{content:?}");
-        assert_eq!(node.names().len(), 2 + copies, "{content:?}");
+        assert_eq!(keys(&node), ["a.example"]);
+        node.assert_linked();
         node.once(&[]).expect(0, &[]);
-        assert_eq!(keys(&node), ["a.example", HOST], "{content:?}");
+        assert_eq!(keys(&node), ["a.example", HOST]);
         // The hidden file counts again, and ours is gone.
         node.on_file("remove", &[]).expect(0, &["deleted"]);
-        assert_eq!(node.names().len(), copies, "{content:?}: {:?}", node.names());
+        assert_eq!(node.names(), [""; 0]);
     }
     // What is there later comes along at the next run.
     let node = Node::new();
@@ -430,31 +424,34 @@ fn killed_at_any_system_call_the_kubelet_reads_what_it_read_and_the_next_run_end
                 .filter(|it| !it.is_null())
         };
         let node = prepared();
+        settle(&node);
         let (wanted, run) = (credential(&node), traced_run(&node, change.command.0, change.command.1, None));
         run.0.expect(0, &[]);
         let calls = calls(&run.1);
-        let mut kills = 0;
-        for (name, count) in &calls {
-            for number in 1..=count + 1 {
-                let case = format!("{}, killed at {name} {number} of {count}", change.what);
-                let node = prepared();
-                let inject = format!("inject={name}:signal=KILL:when={number}");
-                let (run, _) = traced_run(&node, change.command.0, change.command.1, Some(&inject));
-                assert_eq!(run.code, if number > *count { 0 } else { -1 }, "{case}: {}", run.err);
-                kills += usize::from(number <= *count);
-                assert_eq!(credential(&node), wanted, "{case}");
-                // The agent goes on meanwhile, whichever the layout is by now.
-                node.once(&[]).expect(0, &[]);
-                assert_eq!(credential(&node), wanted, "{case}");
-                node.on_file(change.command.0, change.command.1).expect(0, &[]);
-                assert_eq!(credential(&node), wanted, "{case}");
-                if change.names.len() == 2 {
-                    node.assert_linked();
-                } else if !change.names.is_empty() {
-                    node.assert_plain();
-                }
+        let kills: Vec<(&str, usize, usize)> = calls
+            .iter()
+            .flat_map(|(name, count)| (1..=count + 1).map(|number| (name.as_str(), number, *count)))
+            .collect();
+        in_parallel(&kills, |&(name, number, count)| {
+            let case = format!("{}, killed at {name} {number} of {count}", change.what);
+            let node = prepared();
+            settle(&node);
+            let inject = format!("inject={name}:signal=KILL:when={number}");
+            let (run, _) = traced_run(&node, change.command.0, change.command.1, Some(&inject));
+            assert_eq!(run.code, if number > count { 0 } else { -1 }, "{case}: {}", run.err);
+            assert_eq!(credential(&node), wanted, "{case}");
+            // The agent goes on meanwhile, whichever the layout is by now.
+            node.once(&[]).expect(0, &[]);
+            assert_eq!(credential(&node), wanted, "{case}");
+            node.on_file(change.command.0, change.command.1).expect(0, &[]);
+            assert_eq!(credential(&node), wanted, "{case}");
+            if change.names.len() == 2 {
+                node.assert_linked();
+            } else if !change.names.is_empty() {
+                node.assert_plain();
             }
-        }
+        });
+        let kills = kills.len() - calls.len();
         tell(&format!("{}: killed at each of {kills} calls, the kubelet had its credential", change.what));
     }
 }
@@ -464,7 +461,8 @@ fn a_reader_misses_nothing_while_the_layout_changes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
-    file.publish(&wanted(0), MANNER).unwrap();
+    let mut memory = Memory::default();
+    publish(&file, 0, &mut memory);
     let (done, reads) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut changes = 0;
     std::thread::scope(|scope| {
@@ -479,18 +477,17 @@ fn a_reader_misses_nothing_while_the_layout_changes() {
         let writer = scope.spawn(|| {
             let mut number = 1;
             while !done.load(Ordering::Relaxed) {
-                file.publish(&wanted(number), MANNER).unwrap();
+                publish(&file, number, &mut memory);
                 number += 1;
                 std::thread::yield_now();
             }
         });
         while changes < 8 || reads.load(Ordering::Relaxed) < 1000 {
             assert!(!reader.is_finished() && !writer.is_finished(), "somebody saw something else");
-            let now = Timestamp::UNIX_EPOCH;
             let change = |file: &AuthFile| {
-                let made = file.link(now, false).unwrap();
+                let made = at_rest(|| file.link(OPTIONS, &mut Memory::default()).unwrap());
                 assert_eq!(made.link, Some(Link::Made));
-                let undone = file.unlink(false).unwrap();
+                let undone = file.unlink(OPTIONS).unwrap();
                 assert_eq!(undone.link, Some(Link::Undone { left: Vec::new() }));
             };
             change(&file);

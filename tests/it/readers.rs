@@ -1,8 +1,9 @@
 //! Promises 1 and 3 under load: a reader in a tight loop, and writers side by side.
 
-use crate::auth_file::{MANNER, auth_file, wanted};
+use crate::auth_file::{auth_file, publish};
 use crate::needs::tell;
 use crate::node::{FOREIGN, HOST, Node, read};
+use ecr_node_agent::auth_file::Memory;
 use ecr_node_agent::docker_config::parse;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,7 +13,8 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
-    file.publish(&wanted(0), MANNER).unwrap();
+    let mut memory = Memory::default();
+    publish(&file, 0, &mut memory);
     let done = AtomicBool::new(false);
     let reads = AtomicU32::new(0);
     let replacements = std::thread::scope(|scope| {
@@ -31,7 +33,7 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
         while replacements < 1000 || reads.load(Ordering::Relaxed) < 1000 {
             assert!(!reader.is_finished(), "the reader saw something else");
             replacements += 1;
-            file.publish(&wanted(replacements), MANNER).unwrap();
+            publish(&file, replacements, &mut memory);
         }
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap();

@@ -1,0 +1,53 @@
+//! What a file holds, by the kubelet's rules (no I/O).
+
+use crate::docker_config::document::Document;
+use crate::docker_config::parse::{self, Defect, ParseError, Parsed};
+use crate::docker_config::{json, other_program};
+
+/// What a file holds.
+#[derive(Debug)]
+pub(super) enum Content<'a> {
+    /// There is no file.
+    Missing,
+    /// The file is empty, or holds only white space.
+    Empty,
+    /// A docker config that the kubelet accepts.
+    Whole(Document<'a>),
+    /// A docker config that the kubelet ignores because of some of its entries or fields.
+    Defective {
+        /// The document without them.
+        rest: Document<'a>,
+        /// Why the kubelet ignores it.
+        reasons: Vec<String>,
+    },
+    /// No docker config: damaged, or only half written.
+    Broken {
+        /// Why the kubelet ignores it.
+        reason: String,
+    },
+    /// The kubelet accepts it, and the agent could not write it again unchanged.
+    CannotPreserve(&'static str),
+    /// A file of another program: a noun with its article.
+    OtherProgram(String),
+}
+
+/// Judges the content of a file, or that it is missing.
+pub(super) fn judge(bytes: Option<&[u8]>) -> Content<'_> {
+    let Some(bytes) = bytes else { return Content::Missing };
+    // JSON's white space, which is less than that of ASCII: a form feed is content.
+    let text = std::str::from_utf8(bytes).unwrap_or("?");
+    if json::trim(text).is_empty() {
+        return Content::Empty;
+    }
+    if let Some(what) = other_program::recognise(text) {
+        return Content::OtherProgram(what);
+    }
+    match parse::parse(bytes) {
+        Ok(Parsed { document, defects, .. }) if defects.is_empty() => Content::Whole(document),
+        Ok(Parsed { document, defects, .. }) => {
+            Content::Defective { rest: document, reasons: defects.iter().map(Defect::to_string).collect() }
+        }
+        Err(ParseError::CannotPreserve(why)) => Content::CannotPreserve(why),
+        Err(invalid @ ParseError::Invalid(_)) => Content::Broken { reason: invalid.to_string() },
+    }
+}

@@ -1,0 +1,153 @@
+//! What the agent remembers of an auth file between two updates (no I/O).
+
+use super::directory::LOCK_WAIT;
+use crate::time::timer::Now;
+use jiff::Timestamp;
+use nix::sys::stat::FileStat;
+use secrecy::zeroize::Zeroizing;
+use std::fmt;
+use std::time::Duration;
+
+/// How long to wait for a lock that another program has kept for too long before.
+const LOCK_WAIT_AGAIN: Duration = Duration::from_millis(200);
+
+/// What the agent remembers of one auth file. The caller keeps it, and passes it to each update of that file; a program that
+/// updates the file once starts with an empty one. It is in memory only, holds at most one version of the file (1 MiB), and
+/// is zeroed when dropped.
+#[derive(Default)]
+pub struct Memory {
+    /// The last version of the file that the kubelet accepts. `None` until the agent has seen one.
+    good: Option<Zeroizing<Vec<u8>>>,
+    /// How the file stood at the last look (`None`: missing), and when that was first seen, as time since boot.
+    seen: Option<(Option<Stamp>, Duration)>,
+    /// Since when the agent has been waiting for other programs to finish, as time since boot. `None` if the file is at
+    /// rest.
+    waiting_since: Option<Duration>,
+    /// How the file stood when the agent had written it. `None` if the agent has not written it.
+    left: Option<Stamp>,
+    /// The file's permission bits at the last update. `None` before the first one.
+    mode: Option<u32>,
+    /// Who can get at the file, as last reported.
+    exposure: Vec<String>,
+    /// Whether the directory could not be locked at the last update.
+    not_locked: bool,
+}
+
+/// What tells one version of a file from another. The change time is not in it: a new name or mode makes no new version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the version of the file, which holds credentials.
+        f.debug_struct("Memory").field("seen", &self.seen).field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// The last version of the file that the kubelet accepts, if the agent has seen one.
+    pub(super) fn good(&self) -> Option<&[u8]> {
+        self.good.as_ref().map(|bytes| bytes.as_slice())
+    }
+
+    /// The file holds a version that the kubelet accepts.
+    pub(super) fn set_good(&mut self, bytes: &[u8]) {
+        if self.good() != Some(bytes) {
+            self.good = Some(Zeroizing::new(bytes.to_vec()));
+        }
+    }
+
+    /// The file was deleted on purpose.
+    pub(super) fn forget(&mut self) {
+        self.good = None;
+        self.left = None;
+        self.mode = None;
+    }
+
+    /// Whether the agent has looked at the file before.
+    pub(super) fn is_new(&self) -> bool {
+        self.seen.is_none()
+    }
+
+    /// How long the file has been unchanged. `stat` is the file's, or its directory's if the file is `missing`.
+    pub(super) fn unchanged_for(&mut self, missing: bool, stat: &FileStat, now: Now) -> Duration {
+        let stamp = (!missing).then(|| Stamp::of(stat));
+        let first_seen = match self.seen {
+            Some((seen, since)) if seen == stamp => since,
+            _ => now.boot,
+        };
+        self.seen = Some((stamp, first_seen));
+        // The change time, which no program can set. It means nothing if the clock was set back since.
+        let nanoseconds = i32::try_from(stat.st_ctime_nsec).unwrap_or_default();
+        let changed = Timestamp::new(stat.st_ctime, nanoseconds).unwrap_or(now.wall);
+        let by_clock = Duration::try_from(now.wall.duration_since(changed)).unwrap_or_default();
+        by_clock.max(now.boot.saturating_sub(first_seen))
+    }
+
+    /// Whether the file is just as the agent has left it.
+    pub(super) fn is_as_left(&self, stat: &FileStat) -> bool {
+        self.left == Some(Stamp::of(stat))
+    }
+
+    /// The agent has written the file. `None` if it cannot be looked at.
+    pub(super) fn set_left(&mut self, stat: Option<&FileStat>) {
+        self.left = stat.map(Stamp::of);
+    }
+
+    /// How long the agent has been waiting for rest, if it has to wait at `now`.
+    pub(super) fn waiting_for(&self, now: Now) -> Duration {
+        self.waiting_since.map_or(Duration::ZERO, |since| now.boot.saturating_sub(since))
+    }
+
+    /// Whether the agent has to wait for rest.
+    pub(super) fn set_waiting(&mut self, waiting: bool, now: Now) {
+        self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now.boot));
+    }
+
+    /// The permission bits that the file should have: those it has, but none that it did not have at the last update. So a
+    /// mode that has become stricter is kept, and a wider one is not.
+    pub(super) fn mode(&self, found: u32) -> u32 {
+        self.mode.map_or(found, |last| found & last)
+    }
+
+    /// The file has these permission bits now.
+    pub(super) fn set_mode(&mut self, mode: u32) {
+        self.mode = Some(mode);
+    }
+
+    /// Whether this exposure is to be reported: not if it was reported before.
+    pub(super) fn is_news(&mut self, exposure: &[String]) -> bool {
+        if self.exposure == exposure {
+            return false;
+        }
+        self.exposure = exposure.to_vec();
+        !exposure.is_empty()
+    }
+
+    /// How long to wait for the lock.
+    pub(super) fn lock_wait(&self) -> Duration {
+        if self.not_locked { LOCK_WAIT_AGAIN } else { LOCK_WAIT }
+    }
+
+    /// Whether the directory could not be locked. Returns whether that is to be reported: not if it was reported before.
+    pub(super) fn set_not_locked(&mut self, not_locked: bool) -> bool {
+        let before = std::mem::replace(&mut self.not_locked, not_locked);
+        not_locked && !before
+    }
+}

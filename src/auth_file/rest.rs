@@ -1,0 +1,187 @@
+//! Whether another program is still writing the file (no I/O).
+//!
+//! Most programs write in steps: a shell truncates the file and starts a program that writes it; an editor renames the
+//! original away, creates a new file and writes it. A file between two such steps must not be judged: an empty file would
+//! look like no file, and half a file like a damaged one.
+
+use super::judge::Content;
+use std::time::Duration;
+
+/// How often to look at a file that a program has open for writing.
+const OPEN: Duration = Duration::from_millis(200);
+/// How long a whole document must stay unchanged, if no program has it open for writing.
+const WHOLE: Duration = Duration::from_millis(200);
+/// The same, if the kernel does not tell whether a program has it open for writing.
+const WHOLE_UNCERTAIN: Duration = Duration::from_millis(500);
+/// How long a file must stay missing, empty or damaged, if no program has it open for writing: the time that a program may
+/// take between two steps.
+const BROKEN: Duration = Duration::from_millis(700);
+/// The same, if the kernel does not tell whether a program has it open for writing.
+const BROKEN_UNCERTAIN: Duration = Duration::from_secs(10);
+/// How long to wait for rest if the document is whole: a program that replaces it again and again loses nothing then.
+const LONGEST_WHOLE: Duration = Duration::from_secs(5);
+/// How long to wait for rest otherwise. A program that keeps the file open must not keep the credentials away for ever.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// The kubelet goes on using what it has read for so long.
+pub(super) const KUBELET_CACHE: Duration = Duration::from_mins(5);
+
+/// What is known about writers of a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Signs {
+    /// How complete the file looks.
+    pub(super) completeness: Completeness,
+    /// Whether a program has it open for writing. `None` if the kernel does not tell.
+    pub(super) open_for_writing: Option<bool>,
+    /// Whether it is just as the agent has left it.
+    pub(super) left_by_agent: bool,
+    /// How long ago it was changed last; for a missing file, how long ago a name in its directory was changed.
+    pub(super) unchanged_for: Duration,
+    /// How long the agent has been waiting for rest; zero at the first look.
+    pub(super) waiting_for: Duration,
+}
+
+/// How complete a file looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completeness {
+    /// A whole document.
+    Whole,
+    /// Missing: no program can have it open.
+    Missing,
+    /// Empty or damaged: it may be half written.
+    Partial,
+}
+
+/// What the signs mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// No program is writing the file: it can be judged.
+    Judge,
+    /// A program may still be writing the file: look again after this time.
+    Wait(Duration),
+    /// The file is not at rest, but the agent has waited long enough.
+    GivenUp,
+}
+
+impl Completeness {
+    pub(super) fn of(content: &Content<'_>) -> Self {
+        match content {
+            Content::Missing => Self::Missing,
+            Content::Empty | Content::Defective { .. } | Content::Broken { .. } => Self::Partial,
+            Content::Whole(_) | Content::CannotPreserve(_) | Content::OtherProgram(_) => Self::Whole,
+        }
+    }
+}
+
+/// Whether the file can be judged.
+pub(super) fn rest(signs: &Signs) -> Rest {
+    let (completeness, open) = (signs.completeness, signs.open_for_writing);
+    let quiet = match (completeness, open) {
+        (Completeness::Whole, Some(_)) => WHOLE,
+        (Completeness::Whole, None) => WHOLE_UNCERTAIN,
+        (Completeness::Missing, _) | (Completeness::Partial, Some(_)) => BROKEN,
+        (Completeness::Partial, None) => BROKEN_UNCERTAIN,
+    };
+    let wait = match open {
+        Some(true) => OPEN,
+        _ if signs.left_by_agent => Duration::ZERO,
+        _ => quiet.saturating_sub(signs.unchanged_for),
+    };
+    let is_whole = completeness == Completeness::Whole && open != Some(true);
+    let longest = if is_whole { LONGEST_WHOLE } else { LONGEST };
+    match wait {
+        Duration::ZERO => Rest::Judge,
+        _ if signs.waiting_for >= longest => Rest::GivenUp,
+        wait => Rest::Wait(wait),
+    }
+}
+
+/// Whether the kubelet has been reading another file because of the state of this one, so that its entries may be copied
+/// into this one.
+///
+/// `has_seen_good` says whether the agent has seen a good version of this file: then the kubelet has read this one. A file
+/// that is empty or damaged may have been good a moment ago, and the kubelet goes on with what it has cached. Root's own
+/// credentials must not become every pod's because a program has truncated the file.
+pub(super) fn reads_another(
+    completeness: Completeness,
+    unchanged_for: Duration,
+    has_seen_good: bool,
+) -> Result<(), &'static str> {
+    match completeness {
+        _ if has_seen_good => Err("the kubelet was reading this file, and not that one"),
+        Completeness::Whole => Err("this file is a docker config already"),
+        Completeness::Missing => Ok(()),
+        Completeness::Partial if unchanged_for >= KUBELET_CACHE => Ok(()),
+        Completeness::Partial => {
+            Err("this file was changed less than five minutes ago, and the kubelet may have read it before")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_judged_only_at_rest() {
+        use Completeness::{Missing, Partial, Whole};
+
+        let ms = Duration::from_millis;
+        let cases = [
+            // what it is, open for writing, unchanged for, waiting for, what to do
+            (Whole, Some(false), 200, 0, Rest::Judge),
+            (Whole, Some(false), 50, 0, Rest::Wait(ms(150))),
+            (Whole, Some(false), 50, 5_000, Rest::GivenUp),
+            (Whole, Some(true), 60_000, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 60_000, 59_999, Rest::Wait(OPEN)),
+            (Whole, Some(true), 60_000, 60_000, Rest::GivenUp),
+            (Whole, None, 200, 0, Rest::Wait(ms(300))),
+            (Whole, None, 500, 0, Rest::Judge),
+            (Missing, None, 0, 0, Rest::Wait(BROKEN)),
+            (Missing, None, 700, 0, Rest::Judge),
+            (Partial, Some(false), 500, 0, Rest::Wait(ms(200))),
+            (Partial, Some(false), 700, 0, Rest::Judge),
+            (Partial, Some(true), 59_000, 59_000, Rest::Wait(OPEN)),
+            (Partial, Some(true), 59_000, 60_000, Rest::GivenUp),
+            (Partial, None, 9_000, 0, Rest::Wait(ms(1_000))),
+            (Partial, None, 10_000, 0, Rest::Judge),
+        ];
+        for (completeness, open_for_writing, unchanged, waiting, expected) in cases {
+            let signs = Signs {
+                completeness,
+                open_for_writing,
+                left_by_agent: false,
+                unchanged_for: ms(unchanged),
+                waiting_for: ms(waiting),
+            };
+            assert_eq!(rest(&signs), expected, "{signs:?}");
+        }
+        let left = Signs {
+            completeness: Whole,
+            open_for_writing: Some(false),
+            left_by_agent: true,
+            unchanged_for: Duration::ZERO,
+            waiting_for: Duration::ZERO,
+        };
+        assert_eq!(rest(&left), Rest::Judge, "nobody else has written it");
+        assert_eq!(rest(&Signs { open_for_writing: Some(true), ..left }), Rest::Wait(OPEN));
+    }
+
+    #[test]
+    fn a_hidden_file_counts_only_if_the_kubelet_has_been_reading_it() {
+        let long = KUBELET_CACHE;
+        let short = Duration::from_secs(299);
+        let cases = [
+            (Completeness::Missing, Duration::ZERO, false, true),
+            (Completeness::Missing, long, true, false),
+            (Completeness::Partial, short, false, false),
+            (Completeness::Partial, long, false, true),
+            (Completeness::Partial, long, true, false),
+            (Completeness::Whole, long, false, false),
+        ];
+        for (completeness, unchanged_for, has_seen_good, expected) in cases {
+            let found = reads_another(completeness, unchanged_for, has_seen_good).is_ok();
+            assert_eq!(found, expected, "{completeness:?}, {unchanged_for:?}, {has_seen_good}");
+        }
+    }
+}
