@@ -20,9 +20,8 @@ pub struct Memory {
     good: Option<Zeroizing<Vec<u8>>>,
     /// How the file stood at the last look (`None`: missing), and when that was first seen, as time since boot.
     seen: Option<(Option<Stamp>, Duration)>,
-    /// Since when the agent has been waiting for other programs to finish, as time since boot. `None` if the file is at
-    /// rest.
-    waiting_since: Option<Duration>,
+    /// The wait for other programs to finish. `None` if the file is at rest.
+    wait: Option<Wait>,
     /// How the file stood when the agent had written it. `None` if the agent has not written it.
     left: Option<Stamp>,
     /// The file's permission bits at the last update. `None` before the first one.
@@ -31,6 +30,28 @@ pub struct Memory {
     exposure: Vec<String>,
     /// Whether the directory could not be locked at the last update.
     not_locked: bool,
+}
+
+/// A wait for other programs to finish.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    /// When it began, as time since boot.
+    since: Duration,
+    /// When the file was changed last.
+    changed: Timestamp,
+    /// The longest pause between two changes so far.
+    longest_pause: Duration,
+}
+
+/// How long a file has been as it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quiet {
+    /// How long ago it was changed last; for a missing file, how long ago a name in its directory was changed.
+    pub(super) unchanged_for: Duration,
+    /// How long the agent has been waiting for rest; zero at the first look.
+    pub(super) waiting_for: Duration,
+    /// The longest pause between two changes since then.
+    pub(super) longest_pause: Duration,
 }
 
 /// What tells one version of a file from another. The change time is not in it: a new name or mode makes no new version.
@@ -85,8 +106,8 @@ impl Memory {
         self.seen.is_none()
     }
 
-    /// How long the file has been unchanged. `stat` is the file's, or its directory's if the file is `missing`.
-    pub(super) fn unchanged_for(&mut self, missing: bool, stat: &FileStat, now: Now) -> Duration {
+    /// How long the file has been as it is. `stat` is the file's, or its directory's if the file is `missing`.
+    pub(super) fn look(&mut self, missing: bool, stat: &FileStat, now: Now) -> Quiet {
         let stamp = (!missing).then(|| Stamp::of(stat));
         let first_seen = match self.seen {
             Some((seen, since)) if seen == stamp => since,
@@ -97,7 +118,22 @@ impl Memory {
         let nanoseconds = i32::try_from(stat.st_ctime_nsec).unwrap_or_default();
         let changed = Timestamp::new(stat.st_ctime, nanoseconds).unwrap_or(now.wall);
         let by_clock = Duration::try_from(now.wall.duration_since(changed)).unwrap_or_default();
-        by_clock.max(now.boot.saturating_sub(first_seen))
+        let wait = self.wait.map(|wait| {
+            let pause = Duration::try_from(changed.duration_since(wait.changed)).unwrap_or_default();
+            Wait { changed, longest_pause: wait.longest_pause.max(pause), ..wait }
+        });
+        let wait = wait.unwrap_or(Wait { since: now.boot, changed, longest_pause: Duration::ZERO });
+        self.wait = Some(wait);
+        Quiet {
+            unchanged_for: by_clock.max(now.boot.saturating_sub(first_seen)),
+            waiting_for: now.boot.saturating_sub(wait.since),
+            longest_pause: wait.longest_pause,
+        }
+    }
+
+    /// The file is at rest, or the agent does not wait for it any longer.
+    pub(super) fn end_wait(&mut self) {
+        self.wait = None;
     }
 
     /// Whether the file is just as the agent has left it.
@@ -108,16 +144,6 @@ impl Memory {
     /// The agent has written the file. `None` if it cannot be looked at.
     pub(super) fn set_left(&mut self, stat: Option<&FileStat>) {
         self.left = stat.map(Stamp::of);
-    }
-
-    /// How long the agent has been waiting for rest, if it has to wait at `now`.
-    pub(super) fn waiting_for(&self, now: Now) -> Duration {
-        self.waiting_since.map_or(Duration::ZERO, |since| now.boot.saturating_sub(since))
-    }
-
-    /// Whether the agent has to wait for rest.
-    pub(super) fn set_waiting(&mut self, waiting: bool, now: Now) {
-        self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now.boot));
     }
 
     /// The permission bits that the file should have: those it has, but none that it did not have at the last update. So a

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// the disk.
 pub(super) const MAX_COPIES: usize = 16;
 
+/// How many keys a note lists.
+const MAX_LISTED: usize = 10;
+
 /// How to update.
 #[derive(Debug, Clone, Copy)]
 pub struct PublishOptions {
@@ -191,8 +194,14 @@ pub enum Note {
     },
 }
 
+/// The first of the keys, and how many more there are.
 fn listed(keys: &[String]) -> String {
-    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
+    let (first, others) = keys.split_at(keys.len().min(MAX_LISTED));
+    match (first, others.len()) {
+        ([], _) => "none".to_owned(),
+        (first, 0) => first.join(", "),
+        (first, others) => format!("{} and {others} more", first.join(", ")),
+    }
 }
 
 fn kept_as(copy: Option<&Path>) -> String {

@@ -76,7 +76,7 @@ impl AuthFile {
                 // A file that the kubelet did not accept hid nothing so far; the new one will.
                 hidden =
                     if origin == Origin::File || wanted.entries.is_empty() { None } else { self.hidden() };
-                let may_copy = reads_another(signs.completeness, signs.unchanged_for, good.is_some());
+                let may_copy = reads_another(signs.completeness, signs.quiet.unchanged_for, good.is_some());
                 let copied = copy(hidden.as_ref(), may_copy, good.is_some(), &mut document, &mut notes);
                 merge::plan(document, wanted, MergeInput { origin, copied, explicit, now })
             }
@@ -84,7 +84,7 @@ impl AuthFile {
                 hidden = if is_read && origin == Origin::File { None } else { self.hidden() };
                 // A file that no kubelet reads yet hides nothing so far.
                 let may_copy = if is_read {
-                    reads_another(signs.completeness, signs.unchanged_for, good.is_some())
+                    reads_another(signs.completeness, signs.quiet.unchanged_for, good.is_some())
                 } else {
                     Ok(())
                 };
@@ -129,7 +129,7 @@ impl AuthFile {
             }
             (Content::Broken { reason }, None) => base(Document::default(), Origin::Repaired, vec![reason]),
             (Content::Empty, None) => {
-                if is_publish && signs.unchanged_for < KUBELET_CACHE {
+                if is_publish && signs.quiet.unchanged_for < KUBELET_CACHE {
                     notes.push(Note::Emptied);
                 }
                 base(Document::default(), Origin::Nothing, Vec::new())

@@ -5,6 +5,7 @@
 //! look like no file, and half a file like a damaged one.
 
 use super::judge::Content;
+use super::memory::Quiet;
 use std::time::Duration;
 
 /// How often to look at a file that a program has open for writing.
@@ -18,6 +19,8 @@ const WHOLE_UNCERTAIN: Duration = Duration::from_millis(500);
 const BROKEN: Duration = Duration::from_millis(700);
 /// The same, if the kernel does not tell whether a program has it open for writing.
 const BROKEN_UNCERTAIN: Duration = Duration::from_secs(10);
+/// How many of the longest pauses so far to wait for the next step.
+const PAUSES: u32 = 4;
 /// How long to wait for rest if the document is whole: a program that replaces it again and again loses nothing then.
 const LONGEST_WHOLE: Duration = Duration::from_secs(5);
 /// How long to wait for rest otherwise. A program that keeps the file open must not keep the credentials away for ever.
@@ -35,10 +38,8 @@ pub(super) struct Signs {
     pub(super) open_for_writing: Option<bool>,
     /// Whether it is just as the agent has left it.
     pub(super) left_by_agent: bool,
-    /// How long ago it was changed last; for a missing file, how long ago a name in its directory was changed.
-    pub(super) unchanged_for: Duration,
-    /// How long the agent has been waiting for rest; zero at the first look.
-    pub(super) waiting_for: Duration,
+    /// How long it has been as it is.
+    pub(super) quiet: Quiet,
 }
 
 /// How complete a file looks.
@@ -76,22 +77,24 @@ impl Completeness {
 /// Whether the file can be judged.
 pub(super) fn rest(signs: &Signs) -> Rest {
     let (completeness, open) = (signs.completeness, signs.open_for_writing);
+    // A program that has paused between two steps may pause again, and longer on a busy machine.
+    let pause = (signs.quiet.longest_pause * PAUSES).min(BROKEN_UNCERTAIN);
     let quiet = match (completeness, open) {
         (Completeness::Whole, Some(_)) => WHOLE,
         (Completeness::Whole, None) => WHOLE_UNCERTAIN,
-        (Completeness::Missing, _) | (Completeness::Partial, Some(_)) => BROKEN,
+        (Completeness::Missing, _) | (Completeness::Partial, Some(_)) => BROKEN.max(pause),
         (Completeness::Partial, None) => BROKEN_UNCERTAIN,
     };
     let wait = match open {
         Some(true) => OPEN,
         _ if signs.left_by_agent => Duration::ZERO,
-        _ => quiet.saturating_sub(signs.unchanged_for),
+        _ => quiet.saturating_sub(signs.quiet.unchanged_for),
     };
     let is_whole = completeness == Completeness::Whole && open != Some(true);
     let longest = if is_whole { LONGEST_WHOLE } else { LONGEST };
     match wait {
         Duration::ZERO => Rest::Judge,
-        _ if signs.waiting_for >= longest => Rest::GivenUp,
+        _ if signs.quiet.waiting_for >= longest => Rest::GivenUp,
         wait => Rest::Wait(wait),
     }
 }
@@ -128,31 +131,38 @@ mod tests {
 
         let ms = Duration::from_millis;
         let cases = [
-            // what it is, open for writing, unchanged for, waiting for, what to do
-            (Whole, Some(false), 200, 0, Rest::Judge),
-            (Whole, Some(false), 50, 0, Rest::Wait(ms(150))),
-            (Whole, Some(false), 50, 5_000, Rest::GivenUp),
-            (Whole, Some(true), 60_000, 0, Rest::Wait(OPEN)),
-            (Whole, Some(true), 60_000, 59_999, Rest::Wait(OPEN)),
-            (Whole, Some(true), 60_000, 60_000, Rest::GivenUp),
-            (Whole, None, 200, 0, Rest::Wait(ms(300))),
-            (Whole, None, 500, 0, Rest::Judge),
-            (Missing, None, 0, 0, Rest::Wait(BROKEN)),
-            (Missing, None, 700, 0, Rest::Judge),
-            (Partial, Some(false), 500, 0, Rest::Wait(ms(200))),
-            (Partial, Some(false), 700, 0, Rest::Judge),
-            (Partial, Some(true), 59_000, 59_000, Rest::Wait(OPEN)),
-            (Partial, Some(true), 59_000, 60_000, Rest::GivenUp),
-            (Partial, None, 9_000, 0, Rest::Wait(ms(1_000))),
-            (Partial, None, 10_000, 0, Rest::Judge),
+            // what it is, open for writing, unchanged for, waiting for, longest pause, what to do
+            (Whole, Some(false), 200, 0, 0, Rest::Judge),
+            (Whole, Some(false), 50, 0, 0, Rest::Wait(ms(150))),
+            (Whole, Some(false), 50, 5_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 60_000, 0, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 60_000, 59_999, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 60_000, 60_000, 0, Rest::GivenUp),
+            (Whole, None, 200, 0, 0, Rest::Wait(ms(300))),
+            (Whole, None, 500, 0, 0, Rest::Judge),
+            (Missing, None, 0, 0, 0, Rest::Wait(BROKEN)),
+            (Missing, None, 700, 0, 0, Rest::Judge),
+            (Partial, Some(false), 500, 0, 0, Rest::Wait(ms(200))),
+            (Partial, Some(false), 700, 0, 0, Rest::Judge),
+            (Partial, Some(true), 59_000, 59_000, 0, Rest::Wait(OPEN)),
+            (Partial, Some(true), 59_000, 60_000, 0, Rest::GivenUp),
+            (Partial, Some(false), 700, 1_500, 600, Rest::Wait(ms(1_700))),
+            (Partial, Some(false), 2_400, 1_500, 600, Rest::Judge),
+            (Missing, None, 9_000, 9_000, 9_000, Rest::Wait(ms(1_000))),
+            (Whole, Some(false), 200, 1_500, 600, Rest::Judge),
+            (Partial, None, 9_000, 0, 0, Rest::Wait(ms(1_000))),
+            (Partial, None, 10_000, 0, 0, Rest::Judge),
         ];
-        for (completeness, open_for_writing, unchanged, waiting, expected) in cases {
+        for (completeness, open_for_writing, unchanged, waiting, pause, expected) in cases {
             let signs = Signs {
                 completeness,
                 open_for_writing,
                 left_by_agent: false,
-                unchanged_for: ms(unchanged),
-                waiting_for: ms(waiting),
+                quiet: Quiet {
+                    unchanged_for: ms(unchanged),
+                    waiting_for: ms(waiting),
+                    longest_pause: ms(pause),
+                },
             };
             assert_eq!(rest(&signs), expected, "{signs:?}");
         }
@@ -160,8 +170,7 @@ mod tests {
             completeness: Whole,
             open_for_writing: Some(false),
             left_by_agent: true,
-            unchanged_for: Duration::ZERO,
-            waiting_for: Duration::ZERO,
+            quiet: Quiet { unchanged_for: ms(0), waiting_for: ms(0), longest_pause: ms(0) },
         };
         assert_eq!(rest(&left), Rest::Judge, "nobody else has written it");
         assert_eq!(rest(&Signs { open_for_writing: Some(true), ..left }), Rest::Wait(OPEN));

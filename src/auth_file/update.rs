@@ -98,10 +98,12 @@ impl AuthFile {
         let now = clock::both();
         let signs = snapshot.signs(&content, memory, now);
         let rest = if options.dry_run { Rest::Judge } else { rest(&signs) };
-        memory.set_waiting(matches!(rest, Rest::Wait(_)), now);
         match rest {
-            Rest::Judge => {}
-            Rest::GivenUp => notes.push(Note::NotAwaited { waited: signs.waiting_for }),
+            Rest::Judge => memory.end_wait(),
+            Rest::GivenUp => {
+                memory.end_wait();
+                notes.push(Note::NotAwaited { waited: signs.quiet.waiting_for });
+            }
             Rest::Wait(retry_in) => {
                 let records = own_records(snapshot.bytes());
                 return Ok(Outcome { records, ..Outcome::of(Effect::NotAtRest { retry_in }, notes) });
@@ -242,8 +244,7 @@ impl Snapshot {
             completeness: Completeness::of(content),
             open_for_writing: self.opened.as_ref().and_then(|opened| is_open_for_writing(&opened.file)),
             left_by_agent: !is_missing && memory.is_as_left(stat),
-            unchanged_for: memory.unchanged_for(is_missing, stat, now),
-            waiting_for: memory.waiting_for(now),
+            quiet: memory.look(is_missing, stat, now),
         }
     }
 

@@ -38,3 +38,4 @@ mod tidy;
 mod vectors;
 mod verify;
 mod wire;
+mod writers;

@@ -27,6 +27,16 @@ pub enum Need {
     SecurityAttributes,
     /// `helm`.
     Helm,
+    /// `vim`.
+    Vim,
+    /// `jq`.
+    Jq,
+    /// `sponge`, of moreutils.
+    Sponge,
+    /// Docker's command line; no daemon is needed.
+    Docker,
+    /// `podman`.
+    Podman,
     /// A Kubernetes API server, as `tests/kubernetes/build` makes it.
     ApiServer,
     /// The kubelet's lookup of credentials as programs, as `tests/kubernetes/build` makes them.
@@ -63,6 +73,11 @@ impl Need {
             Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
             Self::Fuse => works("bindfs", &["--version"]) && std::path::Path::new("/dev/fuse").exists(),
             Self::Helm => works("helm", &["version"]),
+            Self::Vim => works("vim", &["--version"]),
+            Self::Jq => works("jq", &["--version"]),
+            Self::Sponge => works("sponge", &["-h"]),
+            Self::Docker => works("docker", &["--version"]),
+            Self::Podman => works("podman", &["--version"]),
             Self::Promtool => works("promtool", &["--version"]),
             Self::VirtualMachine => {
                 works("qemu-system-x86_64", &["--version"])
