@@ -40,6 +40,17 @@ pub enum Named {
     Other(&'static str),
 }
 
+/// A symlink.
+#[derive(Debug)]
+pub struct Symlink {
+    /// Where it leads.
+    pub target: OsString,
+    /// Its own attributes.
+    pub stat: FileStat,
+    // While it is open, no other file can get its inode number.
+    _handle: OwnedFd,
+}
+
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}")]
@@ -142,16 +153,23 @@ impl LockedDirectory {
         })
     }
 
-    /// The target of the symlink `name`. `None` if `name` is no symlink.
+    /// The symlink `name`. `None` if `name` is no symlink.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn link_target(&self, name: &OsStr) -> Result<Option<OsString>, StepError> {
-        match readlinkat(&self.handle, name) {
-            Ok(target) => Ok(Some(target)),
-            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
-            Err(errno) => Err(step("read the symlink")(errno)),
+    pub fn symlink(&self, name: &OsStr) -> Result<Option<Symlink>, StepError> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let handle = match openat(&self.handle, name, flags, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(step("look at the file")(errno)),
+        };
+        let stat = fstat(&handle).map_err(step("look at the file"))?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFLNK {
+            return Ok(None);
         }
+        let target = readlinkat(&handle, "").map_err(step("read the symlink"))?;
+        Ok(Some(Symlink { target, stat, _handle: handle }))
     }
 
     /// What has the name, links not followed. `None` if nothing has.
@@ -223,7 +241,8 @@ fn kind_of_other(stat: &FileStat) -> Option<&'static str> {
     }
 }
 
-/// Whether both are the same file.
+/// Whether both are the same file. One of them must be open: the inode number of a file that was deleted may be given to
+/// another one.
 pub(super) fn is_same(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }

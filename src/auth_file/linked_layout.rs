@@ -4,7 +4,7 @@
 //! The file itself is not copied: it gets a second name, and loses the first one. So its content, owner, mode, label and
 //! access list stay, programs that have it open keep it, and a reader that follows the name finds it at any moment.
 
-use super::directory::{LOCK_WAIT, LockedDirectory, Named, is_same};
+use super::directory::{LOCK_WAIT, LockedDirectory, Named, Symlink, is_same};
 use super::error::AuthFileError;
 use super::file::{AuthFile, DIRECTORY};
 use super::memory::Memory;
@@ -42,8 +42,8 @@ enum Purpose {
 
 /// What has the auth file's name in the kubelet's root.
 enum InRoot {
-    /// The agent's link, with its attributes.
-    Linked(FileStat),
+    /// The agent's link.
+    Linked(Symlink),
     /// A file.
     Plain(File, FileStat),
     /// Nothing.
@@ -152,7 +152,7 @@ impl AuthFile {
     fn try_undo(&self, options: PublishOptions) -> Result<Option<Link>, AuthFileError> {
         let place = self.place(Purpose::Undo)?;
         let Place { root, name, inside, in_root } = &place;
-        let link = if let InRoot::Linked(link) = in_root { Some(link) } else { None };
+        let link = if let InRoot::Linked(link) = in_root { Some(&link.stat) } else { None };
         if matches!(in_root, InRoot::ForeignLink(_)) || inside.is_none() && link.is_none() {
             return Ok(None);
         }
@@ -238,11 +238,9 @@ impl AuthFile {
     }
 
     fn in_root(&self, root: &LockedDirectory, name: &OsStr) -> Result<InRoot, AuthFileError> {
-        let link = root.look(name).map_err(|source| self.failed(source))?;
-        let target = root.link_target(name).map_err(|source| self.failed(source))?;
-        if let (Some(target), Some(link)) = (target, link) {
-            let is_own = Path::new(&target) == Path::new(DIRECTORY).join(name);
-            return Ok(if is_own { InRoot::Linked(link) } else { InRoot::ForeignLink(target) });
+        if let Some(link) = root.symlink(name).map_err(|source| self.failed(source))? {
+            let is_own = Path::new(&link.target) == Path::new(DIRECTORY).join(name);
+            return Ok(if is_own { InRoot::Linked(link) } else { InRoot::ForeignLink(link.target) });
         }
         match root.open(name).map_err(|source| self.failed(source))? {
             Named::Nothing => Ok(InRoot::Missing),

@@ -14,6 +14,8 @@ const FIGHT: usize = 10;
 const FIGHT_TIME: Duration = Duration::from_mins(1);
 /// A target that changes without drift is not looked at more often than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// A target that is not at rest, and that is changed once more, is looked at after this time.
+const REST_PAUSE: Duration = Duration::from_millis(200);
 /// A target whose last write failed, and that other programs keep changing, is not written more often than this.
 const TRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -64,6 +66,8 @@ pub struct WriteScheduler {
     running: Option<PendingWrite>,
     /// When the pending write may start. `None` means at once.
     not_before: Option<Deadline>,
+    /// Whether the pending write waits for another program to finish.
+    awaits_rest: bool,
     /// The delays after failed writes.
     backoff: Backoff,
     /// When the target was repaired within the last [`FIGHT_TIME`], as times since boot.
@@ -77,12 +81,16 @@ impl WriteScheduler {
     pub fn renew(&mut self) {
         self.pending = Some(PendingWrite::New);
         self.not_before = None;
+        self.awaits_rest = false;
     }
 
-    /// Another program may have changed the target. If the last write failed, the reason may be gone with that change.
+    /// Another program may have changed the target. If the last write failed, the reason may be gone with that change. If the
+    /// target was not at rest, the change may have been the last one.
     pub fn look(&mut self, now: Now) {
         self.pending = self.pending.max(Some(PendingWrite::Drift));
-        if self.backoff.failures() > 0 && !self.fighting {
+        if self.awaits_rest {
+            self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(REST_PAUSE)));
+        } else if self.backoff.failures() > 0 && !self.fighting {
             self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(TRY_PAUSE)));
         }
     }
@@ -100,6 +108,7 @@ impl WriteScheduler {
             return false;
         }
         self.not_before = None;
+        self.awaits_rest = false;
         self.running = self.pending.take();
         true
     }
@@ -122,6 +131,7 @@ impl WriteScheduler {
             WriteResult::NotAtRest { retry_in } => {
                 // The reason stays: what was drift before the wait is drift after it.
                 self.pending = self.pending.max(running);
+                self.awaits_rest = true;
                 self.not_before = Some(now.after(retry_in));
                 return DriftEvent::Nothing;
             }
@@ -283,6 +293,14 @@ mod tests {
         assert_eq!(write(&mut scheduler, 1.2, not_at_rest), DriftEvent::Nothing);
         assert_eq!(write(&mut scheduler, 1.4, WriteResult::Changed), DriftEvent::Repaired);
         assert_eq!(scheduler.next(at(2.0)), None);
+        // A long wait ends early if the file is changed once more.
+        let pausing = WriteResult::NotAtRest { retry_in: Duration::from_secs(9) };
+        scheduler.look(at(2.0));
+        assert_eq!(write(&mut scheduler, 2.0, pausing), DriftEvent::Nothing);
+        assert!(waits_until(&scheduler, 11.0));
+        scheduler.look(at(2.5));
+        assert!(waits_until(&scheduler, 2.7));
+        assert_eq!(write(&mut scheduler, 2.7, WriteResult::Changed), DriftEvent::Repaired);
         // A new token has to wait as well, and is no repair.
         scheduler.renew();
         assert_eq!(write(&mut scheduler, 3.0, not_at_rest), DriftEvent::Nothing);

@@ -27,6 +27,7 @@ mod needs;
 mod node;
 mod oracle;
 mod pull_secret;
+mod races;
 mod readers;
 mod roles_anywhere;
 mod runbook;
