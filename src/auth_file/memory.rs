@@ -146,10 +146,10 @@ impl Memory {
         self.left = stat.map(Stamp::of);
     }
 
-    /// The permission bits that the file should have: those it has, but none that it did not have at the last update. So a
-    /// mode that has become stricter is kept, and a wider one is not.
+    /// The permission bits that the file should have: those it has, but for group and others none that they did not have at
+    /// the last update. So a mode that has become stricter is kept, and a wider one is not.
     pub(super) fn mode(&self, found: u32) -> u32 {
-        self.mode.map_or(found, |last| found & last)
+        self.mode.map_or(found, |last| found & (last | 0o700))
     }
 
     /// The file has these permission bits now.

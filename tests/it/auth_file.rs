@@ -537,3 +537,186 @@ fn a_file_that_is_ignored_anyway_does_not_stop_us() {
         node.once(&[]).expect(0, &["the entry `bad` cannot be decoded", "the original is kept as"]);
     }
 }
+
+#[test]
+fn another_programs_file_is_refused_and_untouched() {
+    let cases = [
+        (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n",
+            "of kind KubeletConfiguration",
+        ),
+        (
+            "{\"kind\":\"KubeletConfiguration\",\"apiVersion\":\"kubelet.config.k8s.io/v1beta1\"}",
+            "of kind KubeletConfiguration",
+        ),
+        ("kind: CredentialProviderConfig\nproviders:\n- name: ecr\n", "of kind CredentialProviderConfig"),
+        ("apiVersion: v1\nclusters: []\nkind: Config\n", "of kind Config"),
+        ("auths:\n  a.example: {}\nx: 1\n", "a YAML file"),
+    ];
+    for (content, said) in cases {
+        let node = Node::with_auth_file(content);
+        node.once(&[]).expect(5, &[said, "was left alone"]);
+        let auth_file = node.auth_file();
+        node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(5, &[said]);
+        assert_eq!(fs::read_to_string(&auth_file).unwrap(), content);
+        assert_eq!(node.names(), ["config.json"]);
+    }
+}
+
+#[test]
+fn a_form_feed_is_content() {
+    let node = Node::with_auth_file("\u{C}");
+    node.once(&[]).expect(0, &["the original is kept as"]);
+    assert_eq!(node.names().len(), 2);
+}
+
+#[test]
+fn a_mode_that_has_become_stricter_is_kept_and_a_wider_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let file = auth_file(&path);
+    let mut memory = Memory::default();
+    publish(&file, 1, &mut memory);
+    let mode = || fs::metadata(&path).unwrap().mode() & 0o777;
+    let mut after = |set: u32, number| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(set)).unwrap();
+        let outcome = publish(&file, number, &mut memory);
+        (outcome.effect == Effect::ModeRestored, mode())
+    };
+    assert_eq!(after(0o400, 1), (false, 0o400), "the owner wants it so");
+    assert_eq!(after(0o644, 1), (true, 0o600), "others could read the token");
+    assert_eq!(after(0o400, 2), (false, 0o400), "a new file is as strict");
+    assert_eq!(after(0o200, 3), (false, 0o200));
+}
+
+#[test]
+fn who_else_can_get_at_the_file_is_said_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    fs::write(&path, FOREIGN).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let file = auth_file(&path);
+    let mut memory = Memory::default();
+    let mut said = |number| {
+        let outcome = publish(&file, number, &mut memory);
+        outcome.notes.iter().map(ToString::to_string).collect::<String>()
+    };
+    assert!(said(1).contains("every user may read it (mode 0644)"));
+    assert_eq!(said(1), "");
+    assert_eq!(said(2), "", "a new token is no news of it");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(said(2).contains("every user may write to its directory and can replace it"));
+    if all_here(&[Need::Root]) {
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        assert!(said(2).contains("user 12345 owns it"));
+    }
+}
+
+#[test]
+fn attributes_of_users_and_programs_are_kept() {
+    let node = Node::with_auth_file(FOREIGN);
+    let set = |name: &str| {
+        let file = fs::File::open(node.auth_file()).unwrap();
+        rustix::fs::fsetxattr(&file, name, b"value", rustix::fs::XattrFlags::empty()).is_ok()
+    };
+    let names = ["user.note", "trusted.note"].into_iter().filter(|name| set(name)).collect::<Vec<_>>();
+    node.once(&[]).expect(0, &[]);
+    for name in names {
+        let file = fs::File::open(node.auth_file()).unwrap();
+        let mut found = [0_u8; 10];
+        let length = rustix::fs::fgetxattr(&file, name, &mut found[..]).unwrap();
+        assert_eq!(&found[..length], b"value", "{name}");
+    }
+}
+
+#[test]
+fn remove_says_that_an_entry_has_no_record_and_takes_it_out_if_asked_to() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.once(&[]).expect(0, &[]);
+    // As `docker login` leaves it.
+    let mut document = node.document();
+    document.as_object_mut().unwrap().remove("ecr-node-agent");
+    node.write("kubelet/config.json", &document.to_string());
+    let auth_file = node.auth_file();
+    let remove =
+        |more: &[&str]| node.run(&[&["remove", "--auth-file", auth_file.to_str().unwrap()], more].concat());
+    remove(&[]).expect(0, &["look like ours (user AWS) but carry no record", HOST, "remove --registry"]);
+    assert!(node.document()["auths"][HOST].is_object());
+    remove(&["--registry", "210987654321.dkr.ecr.eu-west-1.amazonaws.com"]).expect(0, &["carry no record"]);
+    remove(&["--registry", HOST]).expect(0, &["removed"]);
+    let auths = node.document()["auths"].as_object().unwrap().clone();
+    assert_eq!(auths.keys().collect::<Vec<_>>(), ["registry.example.com"]);
+}
+
+#[test]
+fn what_vanishes_without_a_document_in_its_place_is_restored_and_what_is_deleted_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let home = directory.path().join("home/.docker");
+    fs::create_dir_all(&home).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let write = |path: &Path, text: &str| fs::write(path, text).unwrap();
+    write(&home.join("config.json"), "{\"auths\":{\"private.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
+    write(&path, "{\"auths\":{\"a.example\":{}},\"field\":1}");
+    let file = auth_file(&path);
+    let mut memory = Memory::default();
+    publish(&file, 1, &mut memory);
+    let keys = || read(&path)["auths"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let mut after = |content: Option<&str>| {
+        match content {
+            Some(content) => write(&path, content),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let outcome = publish(&file, 1, &mut memory);
+        outcome.notes.iter().map(ToString::to_string).collect::<String>()
+    };
+    for partial in ["", "\n", "{\"auths\":{\"a.exam", "\0\0\0\0"] {
+        let said = after(Some(partial));
+        assert!(said.contains("what the agent had read there before was restored: a.example"), "{said}");
+        assert_eq!(keys(), ["a.example", HOST], "{partial}");
+        assert_eq!(read(&path)["field"], 1);
+    }
+    // A document without the entry says that it is not wanted.
+    assert!(!after(Some("{\"auths\":{\"b.example\":{}}}")).contains("restored"));
+    assert_eq!(keys(), ["b.example", HOST]);
+    // So does a deletion, which is named. Root's own credentials were not read by the kubelet, and do not become every pod's.
+    let said = after(None);
+    assert!(
+        said.contains("made anew without the entries of other programs that were in it: b.example"),
+        "{said}"
+    );
+    assert_eq!(keys(), [HOST]);
+    // A damaged file is kept beside it; what is gone for good is not.
+    assert_eq!(names(directory.path()).len(), 4, "{:?}", names(directory.path()));
+}
+
+#[test]
+fn a_start_beside_an_emptied_file_hands_out_nothing_of_roots() {
+    let node = Node::with_auth_file("");
+    node.write("home/.docker/config.json", "{\"auths\":{\"private.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
+    let agent = node.start(&[]);
+    agent.wait("our token", || node.auth_file().metadata().unwrap().len() > 0);
+    agent.wait_for("this file was emptied a short while ago", 1);
+    agent.wait_for("its entries did not come along", 1);
+    agent.stop();
+    assert!(node.document()["auths"].get("private.example").is_none());
+}
+
+#[test]
+fn a_program_that_keeps_the_file_open_does_not_keep_the_token_away() {
+    use ecr_node_agent::auth_file::Note;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    fs::write(&path, FOREIGN).unwrap();
+    let open = fs::File::options().append(true).open(&path).unwrap();
+    let (file, mut memory) = (auth_file(&path), Memory::default());
+    let outcome = publish(&file, 1, &mut memory);
+    assert!(outcome.notes.iter().any(|note| matches!(note, Note::NotAwaited { .. })), "{:?}", outcome.notes);
+    assert!(
+        read(&path)["auths"][HOST].is_object() && read(&path)["auths"]["registry.example.com"].is_object()
+    );
+    drop(open);
+}

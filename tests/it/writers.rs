@@ -241,3 +241,27 @@ fn no_entry_is_lost_when_another_program_writes_the_file_beside_runs_of_once() {
     });
     tell(&format!("{} writes beside --once, 0 entries lost", written.into_inner()));
 }
+
+#[test]
+fn no_entry_is_lost_where_the_writers_are_not_known() {
+    if !all_here(&[Need::Root]) {
+        return;
+    }
+    // Without the capability the agent cannot look at the processes of a root that has it.
+    let what = ["cat >", "a producer that takes 3 s", "cp", "50 chunks over 2 s"];
+    let writers: Vec<&Writer> = WRITERS.iter().filter(|writer| what.contains(&writer.what)).collect();
+    assert_eq!(writers.len(), what.len());
+    let written = AtomicUsize::new(0);
+    in_parallel(&writers, |writer| {
+        let node = Node::with_auth_file(&document(None));
+        let agent = node.start_under(&["setpriv", "--bounding-set=-sys_ptrace"], &[]);
+        agent.wait("our token", || lost(&node.auth_file(), &[HOST.to_owned()]) == 0);
+        assert!(writer.command(&node, "").status().unwrap().success(), "{}", writer.what);
+        let expected: Vec<String> = writer.expected("").into_iter().chain([HOST.to_owned()]).collect();
+        agent.wait(writer.what, || lost(&node.auth_file(), &expected) == 0);
+        agent.stop().expect(0, &[]);
+        assert_eq!(lost(&node.auth_file(), &expected), 0, "{}", writer.what);
+        written.fetch_add(1, Ordering::Relaxed);
+    });
+    tell(&format!("{} writes where the writers are not known, 0 entries lost", written.into_inner()));
+}
