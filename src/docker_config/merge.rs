@@ -148,8 +148,14 @@ pub fn plan(mut document: Document<'_>, wanted: &Wanted, input: MergeInput) -> P
         let wanted_rank = Rank::new(entry.expires_at, entry.fetched_at, &digest, now);
         !explicit && record.rank(now) > wanted_rank && document.digest(key).is_some()
     };
-    let to_write: Vec<(&String, &WantedEntry)> =
-        wanted.entries.iter().filter(|(key, entry)| !is_outranked(&document, &ledger, key, entry)).collect();
+    let (outranked, to_write): (Vec<_>, Vec<_>) =
+        wanted.entries.iter().partition(|(key, entry)| is_outranked(&document, &ledger, key, entry));
+    for (key, entry) in outranked {
+        // The other token serves as the one for the default registry, too.
+        if let Some(record) = ledger.entries.get_mut(key) {
+            record.default_registry |= entry.default_registry;
+        }
+    }
     if !to_write.is_empty() {
         let (entries, created) = document.auths_mut();
         ledger.created = ledger.created.or(created);

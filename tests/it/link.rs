@@ -479,7 +479,8 @@ fn a_reader_misses_nothing_while_the_layout_changes() {
             while !done.load(Ordering::Relaxed) {
                 publish(&file, number, &mut memory);
                 number += 1;
-                std::thread::yield_now();
+                // A file that changes all the time keeps a change of the layout waiting.
+                std::thread::sleep(std::time::Duration::from_millis(300));
             }
         });
         while changes < 8 || reads.load(Ordering::Relaxed) < 1000 {
