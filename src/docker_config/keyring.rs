@@ -18,6 +18,9 @@ use std::cmp::Reverse;
 /// The index key of Docker Hub's entry (`https://index.docker.io/v1/`).
 const HUB: &[u8] = b"index.docker.io";
 
+/// How many entries that are not tried are listed for an image. A file may hold hundreds of thousands.
+const MAX_PASSED_OVER: usize = 1000;
+
 /// The credentials of one file, as the kubelet indexes them.
 #[derive(Debug, Default)]
 pub struct Keyring {
@@ -54,8 +57,10 @@ pub enum Ignored {
 pub struct LookUp<'a> {
     /// The entries that the kubelet tries, in its order.
     pub tried: Vec<&'a Entry>,
-    /// The entries that it does not try.
+    /// The first 1,000 of the entries that it does not try.
     pub passed_over: Vec<(&'a Entry, Mismatch)>,
+    /// How many more it does not try.
+    pub more_passed_over: usize,
     /// Whether nothing matched, and Docker Hub's entry is tried instead.
     pub as_default: bool,
 }
@@ -136,11 +141,15 @@ impl Keyring {
     #[must_use]
     pub fn look_up_name(&self, name: &str) -> LookUp<'_> {
         let target = Location::parse(name.as_bytes());
-        let mut found = LookUp { tried: Vec::new(), passed_over: Vec::new(), as_default: false };
+        let mut found =
+            LookUp { tried: Vec::new(), passed_over: Vec::new(), more_passed_over: 0, as_default: false };
         for entry in &self.entries {
             match entry.mismatch(target.as_ref()) {
                 None => found.tried.push(entry),
-                Some(mismatch) => found.passed_over.push((entry, mismatch)),
+                Some(mismatch) if found.passed_over.len() < MAX_PASSED_OVER => {
+                    found.passed_over.push((entry, mismatch));
+                }
+                Some(_) => found.more_passed_over += 1,
             }
         }
         if found.tried.is_empty() && is_of_the_default_registry(name) {
@@ -148,6 +157,8 @@ impl Keyring {
             found.tried = self.entries.iter().filter(|entry| is_hub(entry)).collect();
             found.as_default = !found.tried.is_empty();
             found.passed_over.retain(|(entry, _)| !is_hub(entry));
+            let others = self.entries.len() - found.tried.len();
+            found.more_passed_over = others - found.passed_over.len();
         }
         found
     }

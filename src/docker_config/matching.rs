@@ -92,12 +92,19 @@ pub(super) fn mismatch(key: &Location, target: &Location) -> Option<Mismatch> {
 /// Whether there may be an image that both keys are for. If both have a glob in the same label, one glob must match the
 /// other.
 pub(super) fn overlap(a: &Location, b: &Location) -> bool {
+    if !a.path.starts_with(&b.path) && !b.path.starts_with(&a.path) {
+        return false;
+    }
+    // Most keys have no glob; a file may hold thousands of them.
+    let is_exact = |location: &Location| !location.host.iter().any(|byte| b"*[".contains(byte));
+    if is_exact(a) && is_exact(b) {
+        return a.host == b.host;
+    }
     let ((a_host, a_port), (b_host, b_port)) = (a.host_and_port(), b.host_and_port());
     let meet = |(a, b): (&[u8], &[u8])| glob_matches(a, b) || glob_matches(b, a);
     a_port == b_port
         && labels(a_host).count() == labels(b_host).count()
         && labels(a_host).zip(labels(b_host)).all(meet)
-        && (a.path.starts_with(&b.path) || b.path.starts_with(&a.path))
 }
 
 /// Whether an image's name belongs to Docker Hub (`isDefaultRegistryMatch`).

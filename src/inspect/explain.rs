@@ -45,6 +45,8 @@ pub struct ImageExplanation {
     pub tried: Vec<Tried>,
     /// The entries that do not match this image.
     pub not_tried: Vec<NotTried>,
+    /// How many more entries do not match: `not_tried` lists 1,000 at most.
+    pub more_not_tried: usize,
     /// Whether nothing matched, so that Docker Hub's entry is tried instead.
     pub is_docker_hub_default: bool,
     /// What the registry answered; `None` if it was not asked.
@@ -183,7 +185,7 @@ pub async fn verify(explanation: &mut Explanation, http: &Registries, plain_http
 }
 
 fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplanation {
-    let LookUp { tried, passed_over, as_default } = keyring.look_up(&image);
+    let LookUp { tried, passed_over, more_passed_over: more_not_tried, as_default } = keyring.look_up(&image);
     let is_one_of_several =
         |entry: &Entry| tried.iter().filter(|other| entry.is_filed_with(other)).count() > 1;
     let tried = tried.iter().map(|entry| Tried {
@@ -199,7 +201,14 @@ fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplan
         .into_iter()
         .map(|(entry, mismatch)| NotTried { key: visible(&entry.key), mismatch })
         .collect();
-    ImageExplanation { image, tried, not_tried, is_docker_hub_default: as_default, verification: None }
+    ImageExplanation {
+        image,
+        tried,
+        not_tried,
+        more_not_tried,
+        is_docker_hub_default: as_default,
+        verification: None,
+    }
 }
 
 fn state(entry: &Entry, now: Timestamp) -> State {

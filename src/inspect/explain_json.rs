@@ -55,6 +55,7 @@ fn image(image: &ImageExplanation, is_known: bool) -> Value {
         "registry": image.verification.as_ref().map(verification),
         "tried": all_tried.collect::<Vec<_>>(),
         "not_tried": not_tried.collect::<Vec<_>>(),
+        "not_tried_more": image.more_not_tried,
     })
 }
 

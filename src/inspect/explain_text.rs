@@ -110,6 +110,9 @@ fn print_image(
     for entry in &image.not_tried {
         writeln!(out, "    {:width$}  {}", escaped(&entry.key), entry.mismatch)?;
     }
+    if image.more_not_tried > 0 {
+        writeln!(out, "    and {} more", image.more_not_tried)?;
+    }
     let verdict = match (image.is_usable(), image.tried.is_empty()) {
         (true, _) if image.verification.is_some() => "a pull would work now",
         (false, false) if image.verification.is_some() => {

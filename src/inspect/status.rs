@@ -173,6 +173,8 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             continue;
         }
         let state = match record {
+            // No token lives so long: the record says nothing.
+            Some(record) if !record.is_believable(now) => State::Unknown,
             Some(record) if record.expires_at <= now => State::Expired,
             Some(_) => State::Valid,
             None => State::Unknown,

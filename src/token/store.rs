@@ -163,7 +163,7 @@ fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Opt
 
 fn is_good(record: &Record, request: &TokenRequest, now: Timestamp) -> bool {
     let life = Life { fetched_at: record.fetched_at, expires_at: record.expires_at };
-    record.source == request.source.to_string() && life.is_good(now)
+    record.source == request.source.to_string() && life.is_good(now) && record.is_believable(now)
 }
 
 /// The entry that was written when no registry was asked for. There is one at most; entries of registries that were asked

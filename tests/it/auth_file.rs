@@ -720,3 +720,29 @@ fn a_program_that_keeps_the_file_open_does_not_keep_the_token_away() {
     );
     drop(open);
 }
+
+#[test]
+fn a_record_that_claims_an_impossible_expiry_keeps_no_token_away() {
+    let node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    let planted = |node: &Node| {
+        let mut document = node.document();
+        document["ecr-node-agent"]["entries"][HOST]["expiresAt"] = json!("2999-01-01T00:00:00Z");
+        node.write("kubelet/config.json", &document.to_string());
+    };
+    planted(&node);
+    let auth_file = node.auth_file();
+    let status = node.run(&["status", "--auth-file", auth_file.to_str().unwrap()]);
+    assert!(!status.out.contains("valid"), "{}", status.out);
+    node.once(&[]).expect(0, &[]);
+    node.assert_latest_token(HOST);
+    // A start does not trust it either, and asks ECR.
+    planted(&node);
+    let agent = node.start(&[]);
+    agent.wait("a third token", || node.aws.count(ecr_emulator::Api::Ecr) == 3);
+    agent.wait("it in the file", || {
+        let latest = node.aws.issued().last().map(|issued| issued.token_base64.clone()).unwrap_or_default();
+        fs::read_to_string(node.auth_file()).is_ok_and(|text| text.contains(&latest))
+    });
+    agent.stop().expect(0, &[]);
+}
