@@ -32,7 +32,7 @@ const MAX_ATTEMPTS: usize = 4;
 /// What a change of the layout is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// To report what a link would change.
+    /// To see what a link would change.
     ReportLink,
     /// To make a link.
     Link,
@@ -69,8 +69,12 @@ impl AuthFile {
     /// If that is not safe, or fails. Then the kubelet reads what it read before.
     pub fn link(&self, options: PublishOptions, memory: &mut Memory) -> Result<Outcome, AuthFileError> {
         self.refuse_openshift()?;
-        let purpose = if options.dry_run { Purpose::ReportLink } else { Purpose::Link };
-        let place = self.place(purpose)?;
+        // The directory is made later: a change of the root would look like another program's.
+        let mut place = self.place(Purpose::ReportLink)?;
+        if !options.dry_run && matches!(place.in_root, InRoot::Linked(_)) && place.inside.is_none() {
+            drop(place);
+            place = self.place(Purpose::Link)?;
+        }
         let is_linked = match &place.in_root {
             InRoot::ForeignLink(target) => return Err(self.is_foreign_link(target)),
             InRoot::Linked(_) => true,

@@ -1,4 +1,4 @@
-//! What happens to the auth file: promises 1, 2, 4 and 5.
+//! What the agent does to the auth file, and what it never does.
 
 use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, names, read};
@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 #[test]
-fn a_refresh_writes_the_entry_and_remembers_its_end() {
+fn a_refresh_writes_the_entry_and_records_when_it_expires() {
     let node = Node::new();
     node.once(&[]).expect(0, &["fetched an authorization token", "published"]);
     node.assert_latest_token(HOST);
@@ -31,7 +31,7 @@ fn a_refresh_writes_the_entry_and_remembers_its_end() {
 }
 
 #[test]
-fn foreign_entries_survive_in_order_and_ours_is_replaced() {
+fn foreign_entries_keep_their_order_and_ours_is_replaced() {
     let node = Node::with_auth_file(FOREIGN);
     node.once(&[]).expect(0, &[]);
     node.once(&[]).expect(0, &[]);
@@ -46,7 +46,7 @@ fn foreign_entries_survive_in_order_and_ours_is_replaced() {
 }
 
 #[test]
-fn an_entry_of_ours_that_nobody_marked_is_taken_over_with_a_log_line() {
+fn an_entry_without_a_record_is_taken_over_with_a_log_line() {
     let content = json!({ "auths": { HOST: { "auth": "QVdTOm9sZA==" } } }).to_string();
     let node = Node::with_auth_file(&content);
     node.once(&[]).expect(0, &["took over entries that carried no record of this agent", HOST]);
@@ -54,7 +54,7 @@ fn an_entry_of_ours_that_nobody_marked_is_taken_over_with_a_log_line() {
 }
 
 #[test]
-fn a_registry_that_is_no_longer_asked_for_is_removed() {
+fn a_registry_that_is_no_longer_configured_is_removed() {
     let node = Node::with_auth_file(FOREIGN);
     let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
     node.once(&["--registry", HOST, "--registry", other]).expect(0, &[]);
@@ -64,7 +64,7 @@ fn a_registry_that_is_no_longer_asked_for_is_removed() {
 }
 
 #[test]
-fn a_failure_leaves_the_old_file_as_it_is() {
+fn a_failure_leaves_the_old_file_unchanged() {
     let node = Node::with_auth_file(FOREIGN);
     let before = fs::metadata(node.auth_file()).unwrap();
     node.aws.fail(ecr_emulator::Api::Ecr, ecr_emulator::Fault::access_denied(), ecr_emulator::Times::Always);
@@ -74,7 +74,7 @@ fn a_failure_leaves_the_old_file_as_it_is() {
 }
 
 #[test]
-fn one_region_failing_does_not_keep_the_other_from_being_served() {
+fn a_region_that_fails_does_not_affect_the_other() {
     let node = Node::new();
     let other = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
     let both = ["--registry", HOST, "--registry", other];
@@ -88,7 +88,7 @@ fn one_region_failing_does_not_keep_the_other_from_being_served() {
 }
 
 #[test]
-fn one_auth_file_failing_does_not_keep_the_other_from_being_served() {
+fn an_auth_file_that_fails_does_not_affect_the_other() {
     let node = Node::new();
     let missing = node.path("missing/config.json");
     node.once(&["--auth-file", missing.to_str().unwrap()])
@@ -98,7 +98,7 @@ fn one_auth_file_failing_does_not_keep_the_other_from_being_served() {
 }
 
 #[test]
-fn a_symlink_stays_one_and_its_target_is_replaced() {
+fn a_symlink_stays_and_its_target_is_replaced() {
     let node = Node::new();
     node.write("elsewhere/real.json", FOREIGN);
     symlink("../elsewhere/real.json", node.path("kubelet/hop.json")).unwrap();
@@ -123,7 +123,7 @@ fn a_dangling_symlink_gets_its_target() {
 }
 
 #[test]
-fn symlinks_that_others_may_have_planted_are_not_followed() {
+fn symlinks_that_other_users_may_have_made_are_not_followed() {
     let node = Node::new();
     symlink("config.json", node.auth_file()).unwrap();
     node.once(&[]).expect(5, &["leads to more than 40 others"]);
@@ -163,7 +163,7 @@ fn mode_owner_label_and_access_list_are_kept() {
 }
 
 #[test]
-fn what_the_kubelet_ignores_is_set_aside_and_its_good_rest_lives_on() {
+fn a_file_that_the_kubelet_ignores_is_set_aside_and_its_valid_entries_stay() {
     let spoilt = "{\"auths\":{\"good.example\":{\"auth\":\"dXNlcjpwYXNz\"},\"bad.example\":{\"auth\":\"eA==\"}},\"x\":1}";
     let cases = [
         // what is there,     what is said,             what lives on
@@ -215,7 +215,7 @@ fn an_empty_file_is_filled_and_not_set_aside() {
 }
 
 #[test]
-fn what_could_not_be_carried_over_is_left_alone() {
+fn a_file_that_cannot_be_preserved_is_left_alone() {
     let cases = [
         ("{\"auths\":{\"a\":{}},\"auths\":{\"b\":{}}}".as_bytes(), "more than once"),
         (b"{\"auths\":{\"a\":{\"username\":\"\xFF\"}}}", "invalid UTF-8"),
@@ -230,7 +230,7 @@ fn what_could_not_be_carried_over_is_left_alone() {
 }
 
 #[test]
-fn what_is_no_small_regular_file_is_refused() {
+fn only_a_small_regular_file_is_accepted() {
     let node = Node::new();
     fs::create_dir(node.auth_file()).unwrap();
     node.once(&[]).expect(5, &["is a directory"]);
@@ -248,7 +248,7 @@ fn what_is_no_small_regular_file_is_refused() {
 }
 
 #[test]
-fn a_new_file_takes_along_what_it_hides() {
+fn a_new_file_copies_the_entries_that_it_hides() {
     let node = Node::new();
     node.write(
         "home/.docker/config.json",
@@ -257,14 +257,14 @@ fn a_new_file_takes_along_what_it_hides() {
     node.once(&[]).expect(0, &["is hidden by this file from now on", "a.example"]);
     let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(keys, ["a.example", HOST]);
-    // Gone again, the kubelet finds the hidden file as it was.
+    // Without the new file the kubelet finds the hidden file again, unchanged.
     let auth_file = node.auth_file();
     node.run(&["remove", "--auth-file", auth_file.to_str().unwrap()]).expect(0, &["deleted"]);
     assert_eq!(node.names(), [""; 0]);
 }
 
 #[test]
-fn a_file_that_the_kubelet_may_have_read_takes_nothing_along() {
+fn a_file_that_the_kubelet_may_have_read_copies_no_hidden_entries() {
     let hidden = "{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}";
     // Truncated or damaged a moment ago: the kubelet has cached what it read of this file before.
     for content in ["", "damaged", "{\"auths\":{\"b.example\":{},\"c.example\":[]}}"] {
@@ -290,7 +290,7 @@ fn remove_does_not_delete_a_file_whose_original_was_set_aside() {
 }
 
 #[test]
-fn a_hidden_file_that_another_user_chose_does_not_come_along() {
+fn a_hidden_file_of_another_user_is_not_copied() {
     if !all_here(&[Need::Root]) {
         return;
     }
@@ -303,7 +303,7 @@ fn a_hidden_file_that_another_user_chose_does_not_come_along() {
         fs::remove_file(node.auth_file()).unwrap();
         std::os::unix::fs::chown(node.path(theirs), Some(0), None).unwrap();
     }
-    // A link of theirs to a file of root's.
+    // The other user's link to a file of root's.
     node.write("roots.json", "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
     fs::remove_file(node.path("home/.docker/config.json")).unwrap();
     symlink(node.path("roots.json"), node.path("home/.docker/config.json")).unwrap();
@@ -347,7 +347,7 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
     assert_eq!(done.out, "config.json\n");
 }
 
-/// An explicit refresh at no time in particular.
+/// An explicit refresh. No test here depends on the time.
 pub const OPTIONS: PublishOptions =
     PublishOptions { now: Timestamp::UNIX_EPOCH, dry_run: false, explicit: true };
 
@@ -387,7 +387,7 @@ pub fn auth_file(path: &Path) -> AuthFile {
 }
 
 #[test]
-fn nothing_is_written_that_is_already_so() {
+fn a_file_that_is_up_to_date_is_not_written() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);
@@ -411,7 +411,7 @@ fn the_next_start_removes_what_a_killed_run_left() {
 }
 
 #[test]
-fn a_dry_run_says_what_would_change_and_changes_nothing() {
+fn a_dry_run_prints_the_changes_and_makes_none() {
     let node = Node::with_auth_file(FOREIGN);
     node.write("kubelet/.ecr-node-agent-config.json.tmp", "half a docum");
     let run = node.once(&["--dry-run"]).expect(0, &["would be replaced", "write   ", HOST, "redacted"]);
@@ -428,7 +428,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
 }
 
 #[test]
-fn a_secret_in_a_file_that_is_none_is_not_shown() {
+fn a_secret_in_a_file_that_is_no_document_is_not_shown() {
     for content in ["\"QVdTOnN1cGVyc2VjcmV0\"", "[\"QVdTOnN1cGVyc2VjcmV0\"]", "QVdTOnN1cGVyc2VjcmV0"] {
         let node = Node::with_auth_file(content);
         let auth_file = node.auth_file();
@@ -457,7 +457,7 @@ fn a_file_that_would_become_too_large_is_not_written() {
 }
 
 #[test]
-fn the_default_access_list_of_a_directory_opens_the_file_to_nobody() {
+fn the_default_access_list_of_a_directory_gives_no_user_access() {
     if !all_here(&[Need::Root, Need::SecurityAttributes]) {
         return;
     }
@@ -493,7 +493,7 @@ fn a_file_that_no_kubelet_looks_for_hides_nothing() {
 }
 
 #[test]
-fn what_a_new_file_hides_and_cannot_take_along_is_told() {
+fn a_hidden_file_that_cannot_be_copied_is_reported() {
     let cases = [
         (
             "home/.docker/config.json",
@@ -512,7 +512,7 @@ fn what_a_new_file_hides_and_cannot_take_along_is_told() {
 }
 
 #[test]
-fn a_later_versions_ledger_is_left_alone() {
+fn the_ledger_of_a_later_version_is_left_alone() {
     let node = Node::new();
     node.once(&[]).expect(0, &[]);
     let later = fs::read_to_string(node.auth_file()).unwrap().replace("\"version\": 1", "\"version\": 2");
@@ -526,7 +526,7 @@ fn a_later_versions_ledger_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_ignored_anyway_does_not_stop_us() {
+fn a_file_that_is_ignored_anyway_is_replaced() {
     for content in [
         "{\"auths\":{\"a\":{}},\"auths\":{\"bad\":[]}}".as_bytes(),
         b"{\"auths\":{\"a\":{\"username\":\"\xFF\"},\"bad\":[]}}",
@@ -590,7 +590,7 @@ fn a_mode_that_has_become_stricter_is_kept_and_a_wider_one_is_not() {
 }
 
 #[test]
-fn who_else_can_get_at_the_file_is_said_once() {
+fn who_else_can_read_or_replace_the_file_is_reported_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     #[expect(clippy::disallowed_methods, reason = "test code")]
@@ -631,10 +631,10 @@ fn attributes_of_users_and_programs_are_kept() {
 }
 
 #[test]
-fn remove_says_that_an_entry_has_no_record_and_takes_it_out_if_asked_to() {
+fn remove_reports_an_entry_without_a_record_and_removes_it_on_request() {
     let node = Node::with_auth_file(FOREIGN);
     node.once(&[]).expect(0, &[]);
-    // As `docker login` leaves it.
+    // `docker login` drops the ledger.
     let mut document = node.document();
     document.as_object_mut().unwrap().remove("ecr-node-agent");
     node.write("kubelet/config.json", &document.to_string());
@@ -650,7 +650,7 @@ fn remove_says_that_an_entry_has_no_record_and_takes_it_out_if_asked_to() {
 }
 
 #[test]
-fn what_vanishes_without_a_document_in_its_place_is_restored_and_what_is_deleted_is_named() {
+fn lost_content_is_restored_and_deleted_content_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let home = directory.path().join("home/.docker");
@@ -680,19 +680,19 @@ fn what_vanishes_without_a_document_in_its_place_is_restored_and_what_is_deleted
     // A document without the entry says that it is not wanted.
     assert!(!after(Some("{\"auths\":{\"b.example\":{}}}")).contains("restored"));
     assert_eq!(keys(), ["b.example", HOST]);
-    // So does a deletion, which is named. Root's own credentials were not read by the kubelet, and do not become every pod's.
+    // So does a deletion; the log names the entry. The kubelet has not read root's own credentials, so they are not copied.
     let said = after(None);
     assert!(
         said.contains("made anew without the entries of other programs that were in it: b.example"),
         "{said}"
     );
     assert_eq!(keys(), [HOST]);
-    // A damaged file is kept beside it; what is gone for good is not.
+    // Each damaged version is kept beside the file, and nothing else.
     assert_eq!(names(directory.path()).len(), 4, "{:?}", names(directory.path()));
 }
 
 #[test]
-fn a_start_beside_an_emptied_file_hands_out_nothing_of_roots() {
+fn a_start_beside_an_emptied_file_copies_no_credentials_of_root() {
     let node = Node::with_auth_file("");
     node.write("home/.docker/config.json", "{\"auths\":{\"private.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
     let agent = node.start(&[]);
@@ -736,7 +736,7 @@ fn a_record_that_claims_an_impossible_expiry_keeps_no_token_away() {
     assert!(!status.out.contains("valid"), "{}", status.out);
     node.once(&[]).expect(0, &[]);
     node.assert_latest_token(HOST);
-    // A start does not trust it either, and asks ECR.
+    // A start does not believe the record either, and asks ECR.
     planted(&node);
     let agent = node.start(&[]);
     agent.wait("a third token", || node.aws.count(ecr_emulator::Api::Ecr) == 3);

@@ -157,7 +157,10 @@ fn a_subcommand_lists_only_the_options_that_it_uses() {
     assert_eq!(listed("link"), [&["auth-file", "undo", "dry-run"][..], &log].concat());
     assert_eq!(listed("completion"), [""; 0]);
     let secrets = ["no-auth-file", "pull-secret", "pull-secret-selector", "pull-secret-name"];
-    assert_eq!(listed("remove"), [&["auth-file"], &secrets[..], &["stay", "dry-run"], &log].concat());
+    assert_eq!(
+        listed("remove"),
+        [&["auth-file"], &secrets[..], &["registry", "stay", "dry-run"], &log].concat()
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Promise 1, whatever kills us and whenever; and what each failing system call leaves behind.
+//! A reader never sees a torn file, whenever the agent is killed; and what a failing system call leaves behind.
 
 use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node, Run};
@@ -97,8 +97,8 @@ fn changed(metadata: &fs::Metadata) -> Duration {
     Duration::new(metadata.ctime().try_into().unwrap(), metadata.ctime_nsec().try_into().unwrap())
 }
 
-/// Runs a refresh under `strace`, which looks at the calls on the kubelet's root and what is in it, and does what
-/// `inject` says.
+/// Runs a refresh under `strace`, which traces the calls on the kubelet's root and on what is in it, and injects what `inject`
+/// describes.
 fn traced(node: &Node, inject: Option<&str>) -> (Run, String) {
     traced_run(node, "--once", &[], inject)
 }
@@ -133,7 +133,7 @@ pub fn calls(log: &str) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_leaves_no_litter() {
+fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_cleans_up() {
     if !all_here(&[Need::Strace]) {
         return;
     }
@@ -168,7 +168,7 @@ fn killed_at_any_system_call_the_file_is_old_or_new_and_the_next_run_leaves_no_l
 }
 
 #[test]
-fn a_failing_system_call_leaves_the_old_file_and_is_told() {
+fn a_failing_system_call_leaves_the_old_file_and_is_reported() {
     if !all_here(&[Need::Strace]) {
         return;
     }
@@ -242,7 +242,7 @@ fn a_full_disk_and_a_read_only_one_leave_the_old_file() {
 }
 
 #[test]
-fn without_the_right_to_write_the_old_file_stays() {
+fn without_write_permission_the_old_file_stays() {
     if !all_here(&[Need::Root]) {
         return;
     }
@@ -258,7 +258,7 @@ fn without_the_right_to_write_the_old_file_stays() {
 }
 
 #[test]
-fn a_directory_that_another_program_keeps_locked_is_written_all_the_same() {
+fn a_lock_that_another_program_keeps_only_delays_a_write() {
     use nix::fcntl::{Flock, FlockArg};
 
     let node = Node::with_auth_file(FOREIGN);
@@ -266,7 +266,7 @@ fn a_directory_that_another_program_keeps_locked_is_written_all_the_same() {
     node.once(&[]).expect(0, &["could not be locked", "another program holds the lock", "published"]);
     node.assert_latest_token(HOST);
     assert_eq!(node.names(), ["config.json"]);
-    // What a run without the lock has left is removed by a later run with the lock, once it is surely abandoned.
+    // A later run with the lock removes what a run without it has left, once no run can be using it any more.
     node.write("kubelet/.ecr-node-agent-config.json.0123456789abcdef.tmp", "half a docum");
     drop(lock);
     node.once(&[]).expect(0, &[]);
@@ -274,7 +274,7 @@ fn a_directory_that_another_program_keeps_locked_is_written_all_the_same() {
 }
 
 #[test]
-fn a_file_system_without_exchange_or_locks_serves_as_well() {
+fn a_file_system_without_exchange_or_locks_is_supported() {
     if !all_here(&[Need::Strace]) {
         return;
     }
@@ -300,7 +300,7 @@ fn a_version_that_a_killed_run_left_beside_the_file_is_not_lost() {
     node.write("kubelet/.ecr-node-agent-config.json.tmp", &other);
     node.once(&[]).expect(0, &["with other content, which is kept as", "config.json.replaced-"]);
     assert_eq!(node.names().len(), 2, "{:?}", node.names());
-    // What holds nothing else is no version of anybody's.
+    // A file without other content is not another program's version.
     let node = Node::with_auth_file(FOREIGN);
     node.write("kubelet/.ecr-node-agent-config.json.tmp", FOREIGN);
     node.once(&[]).expect(0, &[]);

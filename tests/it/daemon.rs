@@ -490,9 +490,9 @@ fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
         if round % 2 == 0 {
             sleep(Duration::from_micros(fastrand::u64(0..40_000)));
         } else {
-            // Just before, in and after the replacement.
+            // Just before, in and after the replacement, which waits until the file has been at rest for 200 ms.
             agent.wait_for("fetched an authorization token", 1);
-            sleep(Duration::from_micros(fastrand::u64(0..4_000)));
+            sleep(Duration::from_micros(fastrand::u64(130_000..230_000)));
         }
         let run = agent.stop();
         // Early on it is the signal itself that ends it.

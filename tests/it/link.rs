@@ -1,4 +1,4 @@
-//! The linked layout: the file moves into a directory of ours and back, and whoever reads it never misses it.
+//! The linked layout: the file moves into the agent's directory and back, and a reader finds it at any moment.
 
 use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
 use crate::crash::{calls, in_parallel, settle, traced_run};
@@ -86,7 +86,7 @@ fn an_agent_that_sees_only_the_directory_does_everything() {
     let node = Node::with_auth_file(FOREIGN);
     node.write("home/.docker/config.json", HIDDEN);
     node.link(&[]).expect(0, &[]);
-    // As in a container: of the kubelet's root nothing but our directory, and a home without credentials.
+    // As in a container: of the kubelet's root only the agent's directory, and a home without credentials.
     let script = "root=$0; mkdir -p /run/inside && mount -t tmpfs t /run && mkdir /run/inside \
                   && mount --bind \"$root/ecr-node-agent\" /run/inside && mount -t tmpfs t \"$root\" \
                   && mkdir \"$root/ecr-node-agent\" && mount --bind /run/inside \"$root/ecr-node-agent\" \
@@ -102,7 +102,7 @@ fn an_agent_that_sees_only_the_directory_does_everything() {
     run("--once").expect(0, &["published"]);
     node.assert_latest_token(HOST);
     node.assert_linked();
-    // The file was whole: what stands behind it was hidden before, and nothing came along.
+    // The file was whole: it has hidden the other file before, so nothing was copied.
     let keys: Vec<_> = node.document()["auths"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(keys, ["registry.example.com", HOST]);
     run("status").expect(0, &["valid"]);
@@ -119,7 +119,7 @@ fn an_agent_that_sees_only_the_directory_does_everything() {
 }
 
 #[test]
-fn a_link_to_nothing_hides_nothing_until_the_agent_writes() {
+fn a_dangling_link_hides_nothing_until_the_agent_writes() {
     let node = Node::new();
     node.link(&[]).expect(0, &["linked"]);
     node.assert_linked();
@@ -137,7 +137,7 @@ fn a_link_to_nothing_hides_nothing_until_the_agent_writes() {
 }
 
 #[test]
-fn what_the_agents_file_will_hide_comes_along_while_it_can_be_seen() {
+fn the_entries_that_a_later_file_will_hide_are_copied_by_link() {
     for with_directory in [false, true] {
         let node = Node::new();
         if with_directory {
@@ -155,7 +155,7 @@ fn what_the_agents_file_will_hide_comes_along_while_it_can_be_seen() {
         node.on_file("remove", &[]).expect(0, &["deleted"]);
         assert_eq!(node.names(), [""; 0]);
     }
-    // What is there later comes along at the next run.
+    // Entries that come later are copied by the next run.
     let node = Node::new();
     node.link(&[]).expect(0, &[]);
     node.write("home/.docker/config.json", HIDDEN);
@@ -176,7 +176,7 @@ fn remove_leaves_the_node_as_it_was() {
     node.assert_plain();
     assert_eq!(fs::read_to_string(node.auth_file()).unwrap().trim_end(), FOREIGN);
 
-    // Somebody took the link away: what an agent wrote in our directory is found all the same.
+    // Another program has deleted the link: the file in the agent's directory is found all the same.
     let node = Node::new();
     node.link(&[]).expect(0, &[]);
     node.once(&[]).expect(0, &[]);
@@ -186,7 +186,7 @@ fn remove_leaves_the_node_as_it_was() {
     node.on_file("remove", &[]).expect(0, &["deleted"]);
     assert_eq!(node.names(), [""; 0]);
 
-    // A copy that was set aside may hold credentials of somebody else's: it stays, and is named.
+    // A copy that was set aside may hold foreign credentials: it stays, and the log names it.
     let node = Node::new();
     node.link(&[]).expect(0, &[]);
     node.write("kubelet/ecr-node-agent/config.json", "damaged");
@@ -216,7 +216,7 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
-fn what_is_not_safe_is_refused_and_stays() {
+fn an_unsafe_layout_is_refused_and_stays() {
     type Prepare = fn(&Node);
     let cases: [(&str, Prepare); 8] = [
         ("it is a symlink already, to /etc/hostname", |node| {
@@ -262,7 +262,7 @@ fn what_is_not_safe_is_refused_and_stays() {
     node.run(&["link", "--auth-file", missing.to_str().unwrap()]).expect(5, &["does not exist"]);
     node.run(&["link", "--once"]).expect(2, &["--once"]);
 
-    // As the kubelet makes it for a hostPath of type `DirectoryOrCreate`.
+    // The kubelet makes it so for a hostPath of type `DirectoryOrCreate`.
     fs::create_dir(node.path("kubelet/ecr-node-agent")).unwrap();
     node.link(&[]).expect(0, &[]);
     node.assert_linked();
@@ -316,8 +316,8 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
 }
 
 #[test]
-fn of_two_files_the_one_that_the_kubelet_reads_counts() {
-    // Somebody replaced the link by a file, as `sed -i` does.
+fn of_two_files_the_one_that_the_kubelet_reads_stays() {
+    // Another program has replaced the link by a file, as `sed -i` does.
     let node = Node::new();
     node.link(&[]).expect(0, &[]);
     node.once(&[]).expect(0, &[]);
@@ -331,7 +331,7 @@ fn of_two_files_the_one_that_the_kubelet_reads_counts() {
     node.assert_linked();
     assert_eq!(fs::read_to_string(node.inside()).unwrap(), FOREIGN);
     assert_eq!(names(&node.path("kubelet/ecr-node-agent")), ["config.json"]);
-    // This time what makes way holds an entry of somebody else's.
+    // This time the other file holds a foreign entry.
     node.once(&[]).expect(0, &[]);
     sed("{}");
     node.link(&[]).expect(0, &["has made way for that; what it held is kept as", "config.json.replaced-"]);
@@ -340,7 +340,7 @@ fn of_two_files_the_one_that_the_kubelet_reads_counts() {
     let copy = read(&node.path("kubelet/ecr-node-agent").join(copy));
     assert!(copy["auths"]["registry.example.com"].is_object());
 
-    // Undone, what lies there and adds nothing goes; what does, stays and is named.
+    // After an undo, a file that adds nothing is deleted; a file that does stays, and the log names it.
     fs::remove_file(node.auth_file()).unwrap();
     node.write("kubelet/config.json", FOREIGN);
     node.link(&["--undo"]).expect(0, &["config.json.replaced-"]);
@@ -403,7 +403,7 @@ const CHANGES: [Change; 6] = [
 ];
 
 #[test]
-fn killed_at_any_system_call_the_kubelet_reads_what_it_read_and_the_next_run_ends_it() {
+fn killed_at_any_system_call_the_kubelet_reads_the_same_and_the_next_run_finishes() {
     if !all_here(&[Need::Strace]) {
         return;
     }
@@ -440,7 +440,7 @@ fn killed_at_any_system_call_the_kubelet_reads_what_it_read_and_the_next_run_end
             let (run, _) = traced_run(&node, change.command.0, change.command.1, Some(&inject));
             assert_eq!(run.code, if number > count { 0 } else { -1 }, "{case}: {}", run.err);
             assert_eq!(credential(&node), wanted, "{case}");
-            // The agent goes on meanwhile, whichever the layout is by now.
+            // The agent works meanwhile, in whichever layout it finds.
             node.once(&[]).expect(0, &[]);
             assert_eq!(credential(&node), wanted, "{case}");
             node.on_file(change.command.0, change.command.1).expect(0, &[]);
@@ -457,7 +457,7 @@ fn killed_at_any_system_call_the_kubelet_reads_what_it_read_and_the_next_run_end
 }
 
 #[test]
-fn a_reader_misses_nothing_while_the_layout_changes() {
+fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     let file = auth_file(&path);

@@ -1,4 +1,4 @@
-//! Promise 2, over any document: what is not ours is never lost.
+//! A merge never loses foreign content, whatever the document.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,7 +40,7 @@ fn input(origin: Origin) -> MergeInput {
     MergeInput { origin, copied: BTreeMap::new(), explicit: false, now: now() }
 }
 
-/// The text after a plan, or the same text where nothing is to be done.
+/// The text after a plan; the same text if there is nothing to do.
 fn after(text: &str, plan: Plan) -> String {
     match plan {
         Plan::Keep => text.to_owned(),
@@ -61,7 +61,7 @@ fn value(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// Any JSON, foreign to us.
+/// Any JSON value.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -80,7 +80,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// An entry that the kubelet can decode, with fields that nobody knows.
+/// An entry that the kubelet can decode, with unknown fields.
 fn foreign_entry() -> impl Strategy<Value = Value> {
     (any::<Option<String>>(), any::<String>(), any_json()).prop_map(|(password, email, unknown)| {
         let mut entry = Map::new();
@@ -121,7 +121,7 @@ fn entries_of(document: &Value) -> Vec<(String, Value)> {
 
 proptest! {
     #[test]
-    fn what_is_foreign_keeps_its_value_and_its_order(document in foreign_document(), ours in our_entries()) {
+    fn foreign_content_keeps_its_value_and_order(document in foreign_document(), ours in our_entries()) {
         let before = document.clone();
         let after = value(&merged(&document.to_string(), &ours));
         let is_foreign = |key: &str| !ours.contains_key(key);
@@ -155,7 +155,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_merged_the_kubelet_accepts(document in foreign_document(), ours in our_entries()) {
+    fn the_kubelet_accepts_a_merged_document(document in foreign_document(), ours in our_entries()) {
         let text = merged(&document.to_string(), &ours);
         let parsed = parse::parse(text.as_bytes()).unwrap();
         prop_assert!(parsed.defects.is_empty());
@@ -183,7 +183,7 @@ fn ours() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn what_serde_could_not_carry_survives_to_the_letter() {
+fn values_that_serde_would_change_stay_unchanged() {
     let text = concat!(
         "{\"n\": 1e999, \"big\": 12345678901234567890.10, \"s\": \"\\ud800 \\u0041\", \"d\": 1, \"d\": 2,\n",
         " \"auths\": {\"a.example\": {\"auth\": \"dTpw\", \"z\": -0.0}, \"a.example\": {}}}"
@@ -201,7 +201,7 @@ fn what_serde_could_not_carry_survives_to_the_letter() {
 }
 
 #[test]
-fn every_spelling_of_our_registry_is_taken_over_and_no_other_key() {
+fn every_spelling_of_a_configured_registry_is_taken_over_and_no_other_key() {
     let text = json!({ "auths": {
         "first.example": {},
         format!("https://{HOST}/v2/"): { "auth": "dTpvbGQ=" },
@@ -222,7 +222,7 @@ fn every_spelling_of_our_registry_is_taken_over_and_no_other_key() {
 }
 
 #[test]
-fn only_entries_that_were_ours_and_are_not_asked_for_go() {
+fn only_own_entries_that_are_not_configured_are_removed() {
     let other = "210987654321.dkr.ecr.us-east-1.amazonaws.com";
     let failed = "210987654321.dkr.ecr.us-west-2.amazonaws.com";
     let both = BTreeMap::from([HOST, other, failed].map(|key| (key.to_owned(), "old".to_owned())));
@@ -242,7 +242,7 @@ fn only_entries_that_were_ours_and_are_not_asked_for_go() {
 }
 
 #[test]
-fn a_public_entry_without_a_new_token_goes_before_it_expires() {
+fn a_public_entry_without_a_new_token_is_removed_before_it_expires() {
     let public = "public.ecr.aws";
     let text = merged("{}", &BTreeMap::from([(public.to_owned(), "old".to_owned())]));
     let end = now() + SignedDuration::from_hours(12);
@@ -258,11 +258,11 @@ fn a_public_entry_without_a_new_token_goes_before_it_expires() {
 }
 
 #[test]
-fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
+fn a_created_file_is_deleted_if_it_holds_nothing_else() {
     let made = after("", merge::plan(Document::default(), &wanted(&ours()), input(Origin::Nothing)));
     assert!(matches!(merge::remove(parse(&made), false, &[]), Plan::Delete(_)));
 
-    // What came along from a file that ours hides is left to that file, whatever it holds by now.
+    // Entries that were copied from a hidden file are removed, and the hidden file counts again.
     let hidden = parse("{\"auths\": {\"a.example\": {\"auth\": \"dTpw\"}}}");
     let mut document = Document::default();
     let along = document.copy_entries(&hidden);
@@ -272,7 +272,7 @@ fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
         merge::plan(document, &wanted(&ours()), MergeInput { copied: along, ..input(Origin::Nothing) }),
     );
     assert!(matches!(merge::remove(parse(&made), true, &[]), Plan::Delete(_)));
-    // Not so if there is no such file any more, or if somebody has changed the entry here: then this is its only place.
+    // They stay if that file is gone, or if the entry was changed here: then this is its only place.
     let kept = value(&after(&made, merge::remove(parse(&made), false, &[])));
     assert_eq!(kept["auths"], json!({ "a.example": { "auth": "dTpw" } }));
     let changed = made.replace("dTpw", "dTpx");
@@ -281,12 +281,12 @@ fn a_file_of_our_making_is_deleted_when_nothing_else_is_in_it() {
 }
 
 #[test]
-fn an_entry_that_somebody_else_has_changed_is_theirs() {
+fn an_entry_that_another_program_has_changed_is_foreign() {
     let text = merged("{}", &ours());
     let theirs = text.replace(&STANDARD.encode("AWS:new"), "dTp0aGVpcnM=");
     let kept = value(&after(&theirs, merge::remove(parse(&theirs), false, &[])));
     assert_eq!(kept["auths"][HOST]["auth"], "dTp0aGVpcnM=");
-    // Nor does it go when the registry is no longer asked for; and when it is, it is taken over, and told.
+    // It stays if the registry is no longer configured. If it is, the entry is taken over, and reported.
     let other = BTreeMap::from([("210987654321.dkr.ecr.us-east-1.amazonaws.com".to_owned(), "x".to_owned())]);
     assert_eq!(value(&merged(&theirs, &other))["auths"][HOST]["auth"], "dTp0aGVpcnM=");
     let plan = merge::plan(parse(&theirs), &wanted(&ours()), input(Origin::File));
@@ -295,20 +295,20 @@ fn an_entry_that_somebody_else_has_changed_is_theirs() {
 }
 
 #[test]
-fn a_token_of_ours_that_is_good_for_longer_stays() {
+fn a_token_of_a_higher_rank_stays() {
     let later = merged("{}", &ours());
     let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
     older.entries.get_mut(HOST).unwrap().expires_at = now() + SignedDuration::from_hours(1);
     let plan = merge::plan(parse(&later), &older, input(Origin::File));
     assert!(matches!(plan, Plan::Keep), "{plan:?}");
-    // Not so one of another caller's.
+    // A token from another source does not.
     older.entries.get_mut(HOST).unwrap().source = "eu-west-1 as another".to_owned();
     let plan = merge::plan(parse(&later), &older, input(Origin::File));
     assert!(matches!(plan, Plan::Replace(..)), "{plan:?}");
 }
 
 #[test]
-fn odd_text_in_the_ledger_does_not_spoil_the_file() {
+fn unusual_text_in_the_ledger_does_not_damage_the_file() {
     let mut wanted = wanted(&ours());
     let entry = wanted.entries.get_mut(HOST).unwrap();
     entry.source = "two  spaces\n\tand \"quotes\"".to_owned();
@@ -317,7 +317,7 @@ fn odd_text_in_the_ledger_does_not_spoil_the_file() {
 }
 
 #[test]
-fn a_spoilt_file_is_not_mended_for_its_own_sake() {
+fn a_damaged_file_is_not_repaired_without_an_entry_to_write() {
     let lapse = BTreeMap::from([("public.ecr.aws".to_owned(), now())]);
     let wanted = Wanted { lapse, drop_others: true, ..Wanted::default() };
     let plan = merge::plan(parse("{\"auths\":{\"a\":{}}}"), &wanted, input(Origin::Repaired));

@@ -1,8 +1,8 @@
-//! The kubelet's own code as the judge: what it finds in a docker config for an image, and what we say it finds.
+//! Compares with the kubelet's own code which credentials a docker config holds for an image.
 //!
-//! `tests/kubernetes/build` makes the judges, one for each Kubernetes version that is pinned there. The cases are the
-//! vectors, and generated ones: documents, keys and images that are built to be near each other, and damaged ones.
-//! `ECR_NODE_AGENT_SEED` gives other cases than CI's.
+//! `tests/kubernetes/build` compiles that code, for each Kubernetes version that is pinned there. The cases are the vectors,
+//! and generated ones: documents, keys and images that nearly match, and damaged ones. `ECR_NODE_AGENT_SEED` selects other
+//! cases than those of CI.
 
 use super::needs::{Need, all_here, tell};
 use base64::Engine as _;
@@ -38,11 +38,11 @@ enum Asked {
     Name(String),
 }
 
-/// What somebody says of a case.
+/// The result for a case, from this program or from a kubelet.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     accepted: bool,
-    /// What was looked up; `None` where the image's name is refused.
+    /// The name that was looked up; `None` if the image's name is refused.
     name: Option<String>,
     /// User and password of each credential. Those of one group come in any order, and are sorted here.
     found: Vec<Vec<(String, String)>>,
@@ -67,7 +67,7 @@ fn program(version: &str) -> PathBuf {
     PathBuf::from(super::cluster::PROGRAMS).join(format!("oracle-{version}"))
 }
 
-/// A case with what we say of it, and the question for the judges.
+/// A case, this program's result, and the question for the kubelets.
 struct Prepared {
     case: Case,
     ours: Answer,
@@ -112,7 +112,7 @@ impl Case {
         json!({ "document": STANDARD.encode(&self.bytes), "legacy": legacy, "image": image, "name": name })
     }
 
-    /// What we say, and how many credentials are in each group whose order is random.
+    /// This program's result, and how many credentials are in each group whose order is random.
     fn ours(&self) -> (Answer, Vec<usize>) {
         let name = match &self.asked {
             Asked::Image(image) => image.parse::<Image>().ok().map(|image| image.repository()),
@@ -143,7 +143,7 @@ impl Case {
         name.split('/').next().is_some_and(|host| host.matches(':').count() > 1)
     }
 
-    /// Whether the kubelet accepts the file and we would not write it again; fails where the merge judges it otherwise.
+    /// Whether the kubelet accepts the file and the agent would not write it again. Fails if the merge judges it otherwise.
     fn is_not_to_carry(&self, accepted: bool) -> bool {
         let parsed = match self.shape {
             Shape::DockerConfig => parse::parse(&self.bytes),
@@ -169,7 +169,7 @@ impl Answer {
         });
         let mut found: Vec<_> =
             groups.iter().map(|size| sorted(credentials.by_ref().take(*size).collect())).collect();
-        // What we have not found.
+        // Credentials that this program has not found.
         let rest: Vec<_> = credentials.collect();
         if !rest.is_empty() {
             found.push(rest);
@@ -195,7 +195,7 @@ fn seed() -> u64 {
 }
 
 #[test]
-fn the_kubelet_finds_what_we_say_it_finds() {
+fn the_kubelet_finds_the_credentials_that_we_predict() {
     if !all_here(&[Need::Oracle]) {
         return;
     }
@@ -249,7 +249,7 @@ fn compare(version: &str, cases: &[Prepared], seed: &str, start: Instant) {
         f64::from(counts.not_to_carry) * 100.0 / f64::from(counts.cases),
     ));
     assert_eq!(disagreements, 0, "{version} with {seed}");
-    // Otherwise the cases would show little.
+    // Otherwise the cases would cover too little.
     assert!(counts.accepted > CASES / 2 && counts.accepted < CASES * 9 / 10, "{counts:?}");
     assert!(counts.with_a_credential > CASES / 5, "{counts:?}");
     assert!(counts.with_several > CASES / 20, "{counts:?}");
@@ -257,8 +257,7 @@ fn compare(version: &str, cases: &[Prepared], seed: &str, start: Instant) {
     assert!(counts.not_to_carry < CASES / 20, "{counts:?}");
 }
 
-/// What an earlier version of ours, or a slip of the kind, told otherwise than the kubelet: what, file, image, and the users
-/// that are tried.
+/// Cases in which an earlier version differed from the kubelet: description, file, image, and the users that are tried.
 const ONCE_DIFFERENT: [(&str, Shape, &str, &str, &[&str]); 10] = [
     (
         "white space that JSON does not know",
@@ -333,7 +332,7 @@ const ONCE_DIFFERENT: [(&str, Shape, &str, &str, &[&str]); 10] = [
 ];
 
 #[test]
-fn what_once_was_different_stays_the_same() {
+fn differences_that_were_fixed_do_not_come_back() {
     let cases = ONCE_DIFFERENT.map(|(what, shape, document, image, users)| {
         let bytes = document.as_bytes().to_vec();
         let case = Case { bytes, shape, asked: Asked::Image(image.to_owned()) }.prepare();
@@ -365,7 +364,7 @@ fn the_vectors_are_the_kubelets_own_answers() {
     }
 }
 
-/// Makes cases. Every credential has a user of its own, so that no two are taken for each other.
+/// Generates cases. Each credential has its own user, so no two are confused.
 struct World {
     rng: Rng,
     users: u32,
@@ -395,7 +394,7 @@ const TAILS: [&str; 15] = [
     "/", "//", "/v1/", "/v2/", "/v1", "/v2", "/v2/v1/", "?x=y", "?", "#", "#%zz", "#\u{7f}", "/%2561", "/%",
     " ",
 ];
-/// What is put into keys and names where it does not belong.
+/// Characters that are inserted into keys and names where they do not belong.
 const ODD: [&str; 24] = [
     "*", "?", "[", "]", "[a]", "[!a]", "\\", "%41", "%2A", "%25", "%ff", "%zz", "@", ":", "::1", ".", "..",
     "\u{e9}", "\u{fffd}", "\n", "\u{7f}", " ", "A", "%",
@@ -457,7 +456,7 @@ impl World {
         Asked::Image(name + &end)
     }
 
-    /// Puts something odd into a text, takes something out, or turns a letter's case.
+    /// Inserts something unusual into a text, removes something, or changes a letter's case.
     fn disturb(&mut self, text: &mut String) {
         let places: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
         let at = places.get(self.rng.usize(..places.len().max(1))).copied().unwrap_or_default();
@@ -470,7 +469,7 @@ impl World {
         }
     }
 
-    /// A key that is for an image or nearly so.
+    /// A key that matches an image, or nearly.
     fn key(&mut self, host: &str, path: &str) -> String {
         let (name, port) = match host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
             Some((name, port)) => (name, format!(":{port}")),
@@ -489,7 +488,7 @@ impl World {
         let port = if self.is(12) { self.one(&PORTS).to_owned() } else { port };
         let mut key = name + &port;
         if self.is(40) {
-            // Not always at a slash: `h/team` is for `h/team-b/x` too.
+            // Not always at a slash: `h/team` also matches `h/team-b/x`.
             let cut = self.rng.usize(..=path.len());
             key = format!("{key}/{}", &path[..cut]);
         }
@@ -544,7 +543,7 @@ impl World {
         format!("{{{}}}", members.join(","))
     }
 
-    /// A JSON string, some of its characters escaped although they need not be.
+    /// A JSON string, with some unnecessary escapes.
     fn string(&mut self, text: &str) -> String {
         if !self.is(5) {
             return Value::from(text).to_string();
@@ -592,7 +591,7 @@ impl World {
         }
     }
 
-    /// A field's name, in one of the ways that Go takes for it.
+    /// A field's name, in one of the spellings that Go accepts.
     fn field(&mut self, name: &str) -> String {
         let name = match self.rng.u32(..20) {
             0 => name.to_uppercase(),
@@ -604,7 +603,7 @@ impl World {
         self.string(&name)
     }
 
-    /// The base64 of a text as a JSON string, rightly or nearly so.
+    /// The base64 of a text as a JSON string, correct or nearly.
     fn auth(&mut self, text: &str) -> String {
         let mut bytes = text.as_bytes().to_vec();
         if self.is(3) {
@@ -620,7 +619,7 @@ impl World {
             6 => format!("{unpadded}\\n="),
             7 => format!("{padded}="),
             8 if padded.ends_with('=') => {
-                // Bits left over at the end.
+                // Non-zero trailing bits.
                 let mut text = unpadded.clone();
                 let last = text.pop().unwrap_or('A');
                 format!("{text}{}{}", char::from(last as u8 + 1), &padded[unpadded.len()..])
@@ -669,7 +668,7 @@ impl World {
         self.padded(&text)
     }
 
-    /// A text with white space around it, as JSON allows or does not.
+    /// A text with white space around it, valid in JSON or not.
     fn padded(&mut self, text: &str) -> Vec<u8> {
         let space = |world: &mut Self| match world.rng.u32(..30) {
             0 => "\n",
@@ -682,7 +681,7 @@ impl World {
         format!("{}{text}{}", space(self), space(self)).into_bytes()
     }
 
-    /// Changes a byte or some.
+    /// Changes one byte or several.
     fn damage(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.rng.usize(1..4) {
             let at = self.rng.usize(..=bytes.len());
@@ -700,7 +699,7 @@ impl World {
                     let broken: [&[u8]; 5] =
                         [b"\xff", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\x80"];
                     let broken = broken[self.rng.usize(..broken.len())];
-                    // Inside a string, mostly: elsewhere it is only one more syntax error.
+                    // Mostly inside a string: anywhere else it is only another syntax error.
                     let rest = bytes.iter().skip(at).position(|byte| *byte == b'"');
                     let at = rest.map_or(at, |rest| at + rest + 1);
                     bytes.splice(at..at, broken.iter().copied());

@@ -1,4 +1,4 @@
-//! Promises 1 and 3 under load: a reader in a tight loop, and writers side by side.
+//! Under load: a reader in a tight loop, and several writers at once.
 
 use crate::auth_file::{auth_file, publish};
 use crate::needs::tell;

@@ -1,4 +1,4 @@
-//! Cases of other programs that ours must agree with (`tests/vectors/`).
+//! Cases from other programs, with which this program must agree (`tests/vectors/`).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -79,7 +79,7 @@ fn files_are_judged_as_the_kubelet_judges_them() {
             _ => parse::parse(&bytes),
         };
         match id {
-            // What the kubelet accepts here we could not write again as it is, so we leave such a file alone.
+            // The kubelet accepts the file, but it could not be written again unchanged, so it is left alone.
             "file_parse_edge-25" | "file_parse_edge-26" | "file_parse_edge-27" | "file_parse_edge-67" => {
                 assert!(matches!(parsed, Err(ParseError::CannotPreserve(_))), "{id}: {parsed:?}");
                 continue;
@@ -130,14 +130,14 @@ fn entries_are_decoded_as_the_kubelet_decodes_them() {
 }
 
 #[test]
-fn keys_are_filed_as_the_kubelet_files_them() {
+fn keys_are_indexed_as_the_kubelet_indexes_them() {
     for case in kubelet(&["key_normalise", "key_normalise_edge"]) {
         let key = case["input"]["key"].as_str().unwrap();
         assert_eq!(key::index_key(key).as_deref(), case["expected"]["index_key"].as_str(), "{key}");
     }
 }
 
-/// The vectors of matching, each as a document and a name to look up in it.
+/// The vectors for matching, each as a document and a name to look up.
 pub fn matching() -> Vec<(String, String)> {
     let groups = [
         "url_match",
@@ -154,7 +154,7 @@ pub fn matching() -> Vec<(String, String)> {
     kubelet(&groups).iter().map(|case| document_and_name(&case["input"])).collect()
 }
 
-/// A document with what a vector's keyring holds, and the name that it looks up.
+/// A document with the entries of a vector's keyring, and the name that the vector looks up.
 fn document_and_name(input: &Value) -> (String, String) {
     let text = |name: &str| input[name].as_str().unwrap_or_default().to_owned();
     if input.get("glob").is_some() {
@@ -226,7 +226,7 @@ fn keys_match_names_as_the_kubelet_matches_them() {
 }
 
 #[test]
-fn image_names_are_parted_as_the_kubelet_parts_them() {
+fn image_names_are_parsed_as_the_kubelet_parses_them() {
     for case in kubelet(&["image_trim"]) {
         let image = case["input"]["image"].as_str().unwrap().parse::<Image>();
         assert_eq!(image.is_err(), case["expected"]["error"].as_bool().unwrap(), "{}", case["id"]);
@@ -279,7 +279,7 @@ fn bytes(text: &str) -> Content {
 }
 
 #[test]
-fn what_a_file_is_decides_like_for_the_kubelet() {
+fn the_kind_of_a_file_decides_as_for_the_kubelet() {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);
     std::fs::create_dir(path("directory")).unwrap();
@@ -316,7 +316,7 @@ fn an_entry_decodes_to_what_was_written_into_it() {
 }
 
 #[test]
-fn hosts_are_told_from_others_like_them() {
+fn ecr_hosts_are_distinguished_from_similar_ones() {
     for case in peers("private-host-match") {
         let host = case["in"].as_str().unwrap();
         assert_eq!(
@@ -338,7 +338,7 @@ fn hosts_are_told_from_others_like_them() {
 }
 
 #[test]
-fn a_host_tells_its_region_and_endpoint() {
+fn a_host_determines_its_region_and_endpoint() {
     for case in peers("region-from-host") {
         let (host, region) = (case["in"].as_str().unwrap(), case["out"].as_str().unwrap());
         let found = host.parse::<Registry>().map(|registry| registry.source(None).region.to_string());
@@ -375,7 +375,7 @@ fn a_host_tells_its_region_and_endpoint() {
 }
 
 #[test]
-fn only_a_token_of_user_and_password_is_one() {
+fn only_user_and_password_make_a_token() {
     let tokens = |case: &Value| match &case["in"]["authorizationData"] {
         Value::Array(list) => list.first().cloned(),
         Value::Object(object) => Some(Value::Object(object.clone())),
