@@ -7,3 +7,9 @@ pub mod challenge;
 pub mod docker_config;
 #[path = "../../src/ecr/registry.rs"]
 pub mod registry;
+
+/// The times of tokens.
+pub mod time {
+    #[path = "../../../src/time/schedule.rs"]
+    pub mod schedule;
+}

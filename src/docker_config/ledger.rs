@@ -4,9 +4,10 @@
 //! itself can store what a restarted agent would otherwise have to ask ECR for.
 
 use super::json;
+use crate::time::schedule;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -16,12 +17,6 @@ pub const KEY: &str = "ecr-node-agent";
 
 /// The format version that this program writes. A ledger with a later version is not changed.
 const VERSION: u32 = 1;
-
-/// How long an ECR token is valid. No token lives longer.
-const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(12);
-/// How far the node's clock may be behind ECR's before a recorded expiry looks too late. AWS refuses signatures whose
-/// time differs by more.
-const CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What the document stores for the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,47 +68,32 @@ pub struct Record {
 /// The rank of a token: of two tokens for one registry, the one with the higher rank stays.
 ///
 /// This is a total order, so any number of agents that write the same file or Secret settle on one token without talking
-/// to each other: the later expiry wins, then the later fetch, then the larger digest. Compare the `Option`s that
-/// [`Record::rank`] returns: `None`, a record that is not believed, ranks below every other one.
+/// to each other: a token whose record is believable wins, then the later expiry, then the later fetch, then the larger digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank<'a> {
+    // The order of the fields is the order of the comparison.
+    is_believable: bool,
     expires_at: Timestamp,
     fetched_at: Timestamp,
     digest: &'a str,
 }
 
-impl<'a> Rank<'a> {
-    /// The rank of a token, or `None` if it claims to expire later than any token of ECR's could. `now` is the wall clock.
-    #[must_use]
-    pub fn new(
-        expires_at: Timestamp,
-        fetched_at: Timestamp,
-        digest: &'a str,
-        now: Timestamp,
-    ) -> Option<Self> {
-        is_believable(expires_at, now).then_some(Self { expires_at, fetched_at, digest })
-    }
-}
-
-/// Whether a token can expire at `expires_at`: no later than a token's life from now, plus some minutes for a clock that is
-/// behind. A planted or mistaken record with a later expiry would keep every good token away.
-#[must_use]
-pub fn is_believable(expires_at: Timestamp, now: Timestamp) -> bool {
-    let longest = TOKEN_LIFE + CLOCK_DIFFERENCE;
-    expires_at <= now.checked_add(longest).unwrap_or(Timestamp::MAX)
-}
-
 impl Record {
-    /// Whether the recorded expiry is possible ([`is_believable`]).
+    /// Whether a token can expire at the recorded time. `now` is the wall clock.
     #[must_use]
     pub fn is_believable(&self, now: Timestamp) -> bool {
-        is_believable(self.expires_at, now)
+        self.expires_at <= schedule::latest_expiry(now)
     }
 
-    /// The token's rank among other tokens for the same registry ([`Rank::new`]).
+    /// The token's rank among other tokens for the same registry. `now` is the wall clock.
     #[must_use]
-    pub fn rank(&self, now: Timestamp) -> Option<Rank<'_>> {
-        Rank::new(self.expires_at, self.fetched_at, &self.digest, now)
+    pub fn rank(&self, now: Timestamp) -> Rank<'_> {
+        Rank {
+            is_believable: self.is_believable(now),
+            expires_at: self.expires_at,
+            fetched_at: self.fetched_at,
+            digest: &self.digest,
+        }
     }
 }
 
@@ -191,6 +171,7 @@ pub fn digest(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     fn now() -> Timestamp {
@@ -211,55 +192,60 @@ mod tests {
         assert!(!is_of_a_later_version("[2]"));
     }
 
+    fn record(expires_at: Timestamp, fetched_at: Timestamp, digest: &str) -> Record {
+        let (source, digest) = ("s".to_owned(), digest.to_owned());
+        Record { expires_at, fetched_at, source, default_registry: false, digest }
+    }
+
     #[test]
     fn an_expiry_beyond_a_tokens_life_is_not_believed() {
         let cases = [
             (SignedDuration::from_hours(-1), true),
             (SignedDuration::from_hours(12), true),
-            (SignedDuration::from_mins(12 * 60 + 5), true),
-            (SignedDuration::from_mins(12 * 60 + 6), false),
+            (SignedDuration::from_mins(12 * 60 + 15), true),
+            (SignedDuration::from_mins(12 * 60 + 16), false),
             (SignedDuration::from_hours(24 * 365 * 100), false),
         ];
         for (life, expected) in cases {
-            assert_eq!(is_believable(now() + life, now()), expected, "{life:#}");
+            assert_eq!(record(now() + life, now(), "d").is_believable(now()), expected, "{life:#}");
         }
-        assert!(!is_believable(Timestamp::MAX, now()));
+        assert!(!record(Timestamp::MAX, now(), "d").is_believable(now()));
     }
 
     #[test]
     fn a_later_expiry_outranks_a_later_fetch_and_that_a_larger_digest() {
-        let rank = |expires_h: i64, fetched_s: i64, digest: &'static str| {
-            let expires_at = now() + SignedDuration::from_hours(expires_h);
-            Rank::new(expires_at, now() + SignedDuration::from_secs(fetched_s), digest, now())
+        let token = |expires_h: i64, fetched_s: i64, digest: &str| {
+            let fetched_at = now() + SignedDuration::from_secs(fetched_s);
+            record(now() + SignedDuration::from_hours(expires_h), fetched_at, digest)
         };
         let ascending = [
-            rank(1000, 9, "z"), // not believed
-            rank(1, 9, "z"),
-            rank(2, 0, "z"),
-            rank(2, 1, "a"),
-            rank(2, 1, "b"),
+            token(1000, 9, "z"), // not believable
+            token(1001, 0, "a"),
+            token(1, 9, "z"),
+            token(2, 0, "z"),
+            token(2, 1, "a"),
+            token(2, 1, "b"),
         ];
-        assert!(ascending.is_sorted_by(|a, b| a < b), "{ascending:?}");
+        assert!(ascending.is_sorted_by(|a, b| a.rank(now()) < b.rank(now())), "{ascending:?}");
     }
 
     proptest! {
         /// However two or more agents meet, each pair agrees on which token stays.
         #[test]
-        fn any_agents_settle_on_one_token(tokens in prop::collection::vec((-2..3_i64, -2..3_i64, "[a-c]"), 2..6)) {
-            let ranks: Vec<_> = tokens.iter().map(|(expires, fetched, digest)| {
-                let at = |hours: &i64| now() + SignedDuration::from_hours(*hours);
-                Rank::new(at(expires), at(fetched), digest, now())
-            }).collect();
+        fn any_agents_settle_on_one_token(tokens in prop::collection::vec((-2..15_i64, -2..3_i64, "[a-c]"), 2..6)) {
+            let at = |hours: &i64| now() + SignedDuration::from_hours(*hours);
+            let tokens: Vec<Record> =
+                tokens.iter().map(|(expires, fetched, digest)| record(at(expires), at(fetched), digest)).collect();
             let settled = |order: Vec<usize>| {
                 let mut in_file = order[0];
                 for other in order {
-                    if ranks[other] > ranks[in_file] {
+                    if tokens[other].rank(now()) > tokens[in_file].rank(now()) {
                         in_file = other;
                     }
                 }
-                ranks[in_file]
+                tokens[in_file].rank(now())
             };
-            let forward: Vec<usize> = (0..ranks.len()).collect();
+            let forward: Vec<usize> = (0..tokens.len()).collect();
             let backward = forward.iter().rev().copied().collect();
             prop_assert_eq!(settled(forward), settled(backward));
         }

@@ -4,7 +4,7 @@
 
 use super::document::{Document, Entry, Name, Part};
 use super::key::index_key;
-use super::ledger::{self, Created, Ledger, Rank, Record};
+use super::ledger::{self, Created, Ledger, Record};
 use jiff::Timestamp;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -144,9 +144,7 @@ pub fn plan(mut document: Document<'_>, wanted: &Wanted, input: MergeInput) -> P
         let Some(record) = ledger.entries.get(key).filter(|record| record.source == entry.source) else {
             return false;
         };
-        let digest = ledger::digest(entry.auth.expose_secret());
-        let wanted_rank = Rank::new(entry.expires_at, entry.fetched_at, &digest, now);
-        !explicit && record.rank(now) > wanted_rank && document.digest(key).is_some()
+        !explicit && record.rank(now) > entry.record().rank(now) && document.digest(key).is_some()
     };
     let (outranked, to_write): (Vec<_>, Vec<_>) =
         wanted.entries.iter().partition(|(key, entry)| is_outranked(&document, &ledger, key, entry));

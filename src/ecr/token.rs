@@ -1,6 +1,7 @@
 //! What ECR hands out, checked before it is used.
 
 use crate::report::redact;
+use crate::time::schedule::{TOKEN_LIFE, latest_expiry};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
@@ -10,10 +11,6 @@ use std::fmt;
 
 /// Ten times what ECR sends today. A larger one would crowd the auth file, which is read up to 1 MiB.
 const MAX_LEN: usize = 32 * 1024;
-/// How long a token lives.
-const LONGEST_LIFE: SignedDuration = SignedDuration::from_hours(12);
-/// How far this node's clock and ECR's may differ.
-const ALLOWANCE: SignedDuration = SignedDuration::from_mins(15);
 /// A token that lives no longer than this expires before a pull could use it.
 const SHORTEST_LIFE: SignedDuration = SignedDuration::from_secs(10);
 
@@ -99,8 +96,8 @@ pub fn expiry(expires_at: Timestamp, now: Timestamp) -> Result<Expiry, ExpiryErr
         Err(ExpiryError::Expired(left.abs()))
     } else if left < SHORTEST_LIFE {
         Err(ExpiryError::Soon(left))
-    } else if left > LONGEST_LIFE.saturating_add(ALLOWANCE) {
-        Ok(Expiry { at: now.saturating_add(LONGEST_LIFE).unwrap_or(now), is_shortened: true })
+    } else if expires_at > latest_expiry(now) {
+        Ok(Expiry { at: now.saturating_add(TOKEN_LIFE).unwrap_or(now), is_shortened: true })
     } else {
         Ok(Expiry { at: expires_at, is_shortened: false })
     }

@@ -9,7 +9,7 @@ use crate::docker_config::ledger::{Ledger, Record};
 use crate::docker_config::merge::{Wanted, WantedEntry};
 use crate::docker_config::{json, ledger, parse};
 use crate::time::schedule::Life;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,11 +30,6 @@ pub const EXPIRES_AT: &str = "ecr-node-agent/expires-at";
 pub const WRITTEN_AT: &str = "ecr-node-agent/written-at";
 /// The annotation that holds the ledger: a record of each entry, with a digest that tells whether the entry was changed since.
 pub const ENTRIES: &str = "ecr-node-agent/entries";
-
-/// No ECR token is good for longer. A record in a Secret that claims more is not believed.
-const LONGEST_LIFE: SignedDuration = SignedDuration::from_hours(12);
-/// How far the clocks of two agents may be apart. AWS refuses requests from clocks that are further off.
-const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// A Secret whose data is zeroed when it is dropped, and is not shown by `Debug`.
 #[derive(Clone, Default)]
@@ -190,8 +185,7 @@ impl Current {
 /// Whether a token can be good for as long as its record claims. Where this node's clock is slow, the token that this agent
 /// has fetched itself shows how long that can be.
 fn is_plausible(record: &Record, ours: Option<&WantedEntry>, now: Timestamp) -> bool {
-    let latest = now.saturating_add(LONGEST_LIFE + CLOCK_SKEW).unwrap_or(Timestamp::MAX);
-    record.expires_at <= ours.map_or(latest, |ours| ours.expires_at.max(latest))
+    record.is_believable(now) || ours.is_some_and(|ours| record.expires_at <= ours.expires_at)
 }
 
 fn first_expiration(entries: &BTreeMap<String, Entry>) -> Option<String> {
@@ -394,6 +388,7 @@ mod tests {
     use crate::pull_secret::names::PullSecretArg;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
+    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -660,8 +655,8 @@ mod tests {
         let cases = [
             // minutes after now at which the token is said to expire, whether that is believed
             (12 * 60, true),
-            (12 * 60 + 5, true), // the clock of another node may be a little fast
-            (12 * 60 + 6, false),
+            (12 * 60 + 15, true), // this node's clock may be behind
+            (12 * 60 + 16, false),
             (24 * 365 * 60, false),
         ];
         for (minutes, believed) in cases {

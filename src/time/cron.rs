@@ -4,6 +4,7 @@
 //! would wake twice a second. The times come from `croner`, the parser that it uses. Time zones come from `jiff`: those of
 //! `chrono` are tables of pointers, which cost every agent 2 MB of memory.
 
+use super::schedule::TOKEN_LIFE;
 use chrono::{DateTime, Utc};
 use croner::Cron;
 use croner::errors::CronError;
@@ -14,8 +15,6 @@ use jiff::{SignedDuration, Timestamp};
 use std::str::FromStr;
 use tokio_cron_scheduler::Job;
 
-/// ECR's tokens live for 12 hours, so no two times of a schedule may be further apart.
-const LIFE: SignedDuration = SignedDuration::from_hours(12);
 /// How far ahead a schedule is checked: more than a year, with a change to and from daylight saving time.
 const AHEAD: SignedDuration = SignedDuration::from_hours(24 * 400);
 /// How far a check jumps at a time: less than a token's life, by more than clocks are ever moved.
@@ -125,7 +124,7 @@ impl Schedule {
         let mut from = now;
         while from <= end {
             let to = self.next(from).ok_or(ParseScheduleError::Over { from })?;
-            if to.duration_since(from) > LIFE {
+            if to.duration_since(from) > TOKEN_LIFE {
                 return Err(ParseScheduleError::Gap { from, to });
             }
             // What lies between is closer together than the jump, and need not be looked at.

@@ -6,6 +6,11 @@
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
+/// How long an ECR token is valid: twelve hours, says the reference of `GetAuthorizationToken`. No token lives longer.
+pub const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(12);
+/// How far this node's clock may be behind ECR's. A node whose clock differs by more gets no token: ECR answers `Signature
+/// expired: … (… - 15 min.)`, as the users of many clients have reported.
+pub const CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_mins(15);
 /// A refresh is planned at least this long before the token expires.
 const MARGIN: SignedDuration = SignedDuration::from_mins(30);
 /// When a throttled node calls again for the first time, in seconds: at random in this window. ECR documents 200 calls at once
@@ -46,6 +51,16 @@ pub struct Interval {
     pub length: SignedDuration,
     /// How much earlier a refresh may come, at random, so that the nodes of a fleet do not all call at the same time.
     pub spread: SignedDuration,
+}
+
+/// The latest time at which a token can expire, by this node's clock: a token's life from now, and more if the clock is behind.
+///
+/// A planted or mistaken expiry after that would keep every good token away.
+#[must_use]
+pub fn latest_expiry(now: Timestamp) -> Timestamp {
+    now.saturating_add(TOKEN_LIFE)
+        .and_then(|at| at.saturating_add(CLOCK_DIFFERENCE))
+        .unwrap_or(Timestamp::MAX)
 }
 
 impl Interval {

@@ -34,6 +34,9 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
     ("inspect", &["aws_"]),
 ];
 
+/// How long tokens live: a pure module that uses no other.
+const ANY_MAY_USE: &str = "crate::time::schedule";
+
 /// Modules that decide. They do no I/O; time and chance are arguments.
 const PURE: [&str; 26] = [
     "src/docker_config",
@@ -240,8 +243,9 @@ fn modules_use_only_what_is_below_them() {
     for (part, words) in MUST_NOT_USE {
         let path = if part == "settings" { "src/settings.rs".to_owned() } else { format!("src/{part}") };
         let own = format!("crate::{part}");
+        let is_allowed = |line: &&str| line.contains(&own) || line.contains(ANY_MAY_USE);
         for path in sources(&path) {
-            for line in program(&path).lines().filter(|line| !line.contains(&own)) {
+            for line in program(&path).lines().filter(|line| !is_allowed(line)) {
                 let found = words.iter().find(|word| line.contains(**word));
                 assert_eq!(found, None, "{}: {line}", path.display());
             }
