@@ -175,6 +175,29 @@ fn a_credentials_file_that_hangs_costs_only_its_attempt() {
 }
 
 #[test]
+fn a_credential_source_that_blocks_holds_nothing_up() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.once(&[]).expect(0, &[]);
+    let node = node.without_keys();
+    // A program that opens a FIFO waits for another one that writes to it.
+    fs::create_dir(node.path("secret")).unwrap();
+    for name in ["aws_access_key_id", "aws_secret_access_key"] {
+        nix::unistd::mkfifo(&node.path("secret").join(name), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    }
+    let directory = node.path("secret");
+    let directory = directory.to_str().unwrap();
+    let agent = node.start(&["--listen", "127.0.0.1:0", "--aws-credentials-dir", directory]);
+    let address = address(&agent);
+    agent.wait_for("found a good token", 1);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("aws_access_key_id is a FIFO", 1);
+    assert_works(&node, &agent, &address);
+    agent.ended().expect(0, &["stopping"]);
+    let options = ["--timeout", "1s", "--aws-credentials-dir", directory];
+    node.once(&options).expect(3, &["aws_access_key_id is a FIFO"]);
+}
+
+#[test]
 fn a_lock_on_one_directory_delays_no_other_file() {
     let node = Node::with_auth_file(FOREIGN);
     fs::create_dir(node.path("other")).unwrap();
