@@ -9,15 +9,15 @@ use super::memory::Quiet;
 use std::time::Duration;
 
 /// How often to look at a file that a program has open for writing.
-const OPEN: Duration = Duration::from_millis(200);
+const OPEN: Duration = Duration::from_millis(500);
 /// How long a whole document must stay unchanged, if no program has it open for writing.
 const WHOLE: Duration = Duration::from_millis(200);
-/// The same, if the kernel does not tell whether a program has it open for writing.
+/// The same, if it is not known whether a program has it open for writing.
 const WHOLE_UNCERTAIN: Duration = Duration::from_millis(500);
 /// How long a file must stay missing, empty or damaged, if no program has it open for writing: the time that a program may
 /// take between two steps.
 const BROKEN: Duration = Duration::from_millis(700);
-/// The same, if the kernel does not tell whether a program has it open for writing.
+/// The same, if it is not known whether a program has it open for writing.
 const BROKEN_UNCERTAIN: Duration = Duration::from_secs(10);
 /// How many of the longest pauses so far to wait for the next step.
 const PAUSES: u32 = 4;
@@ -34,8 +34,6 @@ pub(super) const KUBELET_CACHE: Duration = Duration::from_mins(5);
 pub(super) struct Signs {
     /// How complete the file looks.
     pub(super) completeness: Completeness,
-    /// Whether a program has it open for writing. `None` if the kernel does not tell.
-    pub(super) open_for_writing: Option<bool>,
     /// Whether it is just as the agent has left it.
     pub(super) left_by_agent: bool,
     /// How long it has been as it is.
@@ -74,27 +72,35 @@ impl Completeness {
     }
 }
 
-/// Whether the file can be judged.
-pub(super) fn rest(signs: &Signs) -> Rest {
-    let (completeness, open) = (signs.completeness, signs.open_for_writing);
+/// Whether the file can be judged. `open_for_writing` says whether a program has the file open for writing, `None` if that is
+/// not known. It is asked only if the file may be judged otherwise, since the answer takes time.
+pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool>) -> Rest {
+    let completeness = signs.completeness;
     // A program that has paused between two steps may pause again, and longer on a busy machine.
     let pause = (signs.quiet.longest_pause * PAUSES).min(BROKEN_UNCERTAIN);
-    let quiet = match (completeness, open) {
+    let quiet = |open| match (completeness, open) {
         (Completeness::Whole, Some(_)) => WHOLE,
         (Completeness::Whole, None) => WHOLE_UNCERTAIN,
         (Completeness::Missing, _) | (Completeness::Partial, Some(_)) => BROKEN.max(pause),
         (Completeness::Partial, None) => BROKEN_UNCERTAIN,
     };
-    let wait = match open {
+    let wait = |open| match open {
         Some(true) => OPEN,
         _ if signs.left_by_agent => Duration::ZERO,
-        _ => quiet.saturating_sub(signs.quiet.unchanged_for),
+        open => quiet(open).saturating_sub(signs.quiet.unchanged_for),
     };
-    let is_whole = completeness == Completeness::Whole && open != Some(true);
-    let longest = if is_whole { LONGEST_WHOLE } else { LONGEST };
-    match wait {
+    let longest = |open| match (completeness, open) {
+        (Completeness::Whole, None | Some(false)) => LONGEST_WHOLE,
+        _ => LONGEST,
+    };
+    let is_over = |open| signs.quiet.waiting_for >= longest(open);
+    // No program can have a missing file open.
+    let closed = Some(false);
+    let is_to_ask = completeness != Completeness::Missing && (wait(closed).is_zero() || is_over(closed));
+    let open = if is_to_ask { open_for_writing() } else { closed };
+    match wait(open) {
         Duration::ZERO => Rest::Judge,
-        _ if signs.quiet.waiting_for >= longest => Rest::GivenUp,
+        _ if is_over(open) => Rest::GivenUp,
         wait => Rest::Wait(wait),
     }
 }
@@ -140,6 +146,9 @@ mod tests {
             (Whole, Some(true), 60_000, 60_000, 0, Rest::GivenUp),
             (Whole, None, 200, 0, 0, Rest::Wait(ms(300))),
             (Whole, None, 500, 0, 0, Rest::Judge),
+            (Whole, Some(true), 50, 0, 0, Rest::Wait(ms(150))),
+            (Whole, Some(true), 50, 5_000, 0, Rest::Wait(OPEN)),
+            (Whole, None, 50, 5_000, 0, Rest::GivenUp),
             (Missing, None, 0, 0, 0, Rest::Wait(BROKEN)),
             (Missing, None, 700, 0, 0, Rest::Judge),
             (Partial, Some(false), 500, 0, 0, Rest::Wait(ms(200))),
@@ -156,7 +165,6 @@ mod tests {
         for (completeness, open_for_writing, unchanged, waiting, pause, expected) in cases {
             let signs = Signs {
                 completeness,
-                open_for_writing,
                 left_by_agent: false,
                 quiet: Quiet {
                     unchanged_for: ms(unchanged),
@@ -164,16 +172,29 @@ mod tests {
                     longest_pause: ms(pause),
                 },
             };
-            assert_eq!(rest(&signs), expected, "{signs:?}");
+            assert_eq!(rest(&signs, || open_for_writing), expected, "{signs:?}, {open_for_writing:?}");
         }
         let left = Signs {
             completeness: Whole,
-            open_for_writing: Some(false),
             left_by_agent: true,
             quiet: Quiet { unchanged_for: ms(0), waiting_for: ms(0), longest_pause: ms(0) },
         };
-        assert_eq!(rest(&left), Rest::Judge, "nobody else has written it");
-        assert_eq!(rest(&Signs { open_for_writing: Some(true), ..left }), Rest::Wait(OPEN));
+        assert_eq!(rest(&left, || None), Rest::Judge, "no other program has written it");
+        assert_eq!(rest(&left, || Some(true)), Rest::Wait(OPEN));
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_file_that_is_not_quiet() {
+        for completeness in [Completeness::Whole, Completeness::Missing, Completeness::Partial] {
+            let quiet = |unchanged_for| Quiet {
+                unchanged_for,
+                waiting_for: Duration::ZERO,
+                longest_pause: Duration::ZERO,
+            };
+            let signs = Signs { completeness, left_by_agent: false, quiet: quiet(Duration::ZERO) };
+            let found = rest(&signs, || panic!("asked too early"));
+            assert!(matches!(found, Rest::Wait(_)), "{found:?}");
+        }
     }
 
     #[test]

@@ -97,7 +97,15 @@ impl AuthFile {
         let content = judge(snapshot.bytes());
         let now = clock::both();
         let signs = snapshot.signs(&content, memory, now);
-        let rest = if options.dry_run { Rest::Judge } else { rest(&signs) };
+        let planned = self.plan(operation, content, &signs, memory.good());
+        // A file that stays as the agent has left it needs no look at other programs.
+        let stays =
+            signs.left_by_agent && planned.as_ref().is_ok_and(|planned| matches!(planned.plan, Plan::Keep));
+        let rest = if options.dry_run || stays {
+            Rest::Judge
+        } else {
+            rest(&signs, || snapshot.is_open_for_writing())
+        };
         match rest {
             Rest::Judge => memory.end_wait(),
             Rest::GivenUp => {
@@ -109,7 +117,7 @@ impl AuthFile {
                 return Ok(Outcome { records, ..Outcome::of(Effect::NotAtRest { retry_in }, notes) });
             }
         }
-        let mut planned = self.plan(operation, content, &signs, memory.good())?;
+        let mut planned = planned?;
         planned.notes.splice(0..0, notes);
         self.carry_out(&snapshot, planned, rest, options, memory)
     }
@@ -242,10 +250,13 @@ impl Snapshot {
         let is_missing = self.opened.is_none();
         Signs {
             completeness: Completeness::of(content),
-            open_for_writing: self.opened.as_ref().and_then(|opened| is_open_for_writing(&opened.file)),
             left_by_agent: !is_missing && memory.is_as_left(stat),
             quiet: memory.look(is_missing, stat, now),
         }
+    }
+
+    fn is_open_for_writing(&self) -> Option<bool> {
+        is_open_for_writing(&self.opened.as_ref()?.file)
     }
 
     /// Who else can get at the file, if its permission bits are `mode`.
