@@ -10,7 +10,7 @@ use crate::docker_config::parse::own_records;
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::time::timer::{Deadline, Now};
-use crate::time::write_scheduler::{WriteResult, WriteScheduler};
+use crate::time::write_scheduler::{DriftEvent, WriteResult, WriteScheduler};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,10 +20,12 @@ use tokio::task::JoinSet;
 
 /// The class of a failure to read or write an auth file.
 const AUTH_FILE: &str = "auth_file";
-/// The class of a fight with another program.
+/// The class of a fight with another program, and of a wait for one.
 const DRIFT: &str = "drift";
 /// A write that takes longer is reported: its file system may hang.
 const SLOW: Duration = Duration::from_secs(30);
+/// A wait for other programs that takes longer is reported: most programs write a file within a moment.
+const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// All auth files of this agent.
 pub struct AuthFiles {
@@ -40,14 +42,23 @@ struct AuthFileState {
     memory: Memory,
     /// The entries of ours that the file held after it was last read or written, by key.
     records: BTreeMap<String, Record>,
-    /// When the write that is under way started; `None` if none is.
-    writing_since: Option<Now>,
-    /// Whether the write that is under way was reported as slow.
-    slow: bool,
+    /// The write that is under way; `None` if none is.
+    writing: Option<Span>,
+    /// The wait for other programs that are changing the file; `None` if the file is at rest.
+    waiting: Option<Span>,
     /// Why the last write failed, and when the first of the failures in a row happened; `None` if it succeeded.
     failing: Option<(String, Timestamp)>,
     /// When the fight with another program began; `None` if there is none.
     fighting_since: Option<Timestamp>,
+}
+
+/// Something that takes time.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    /// When it started.
+    since: Now,
+    /// Whether it was reported that it takes long.
+    reported: bool,
 }
 
 /// A write that has ended.
@@ -80,8 +91,8 @@ impl AuthFiles {
                 scheduler,
                 memory: Memory::default(),
                 records: BTreeMap::new(),
-                writing_since: None,
-                slow: false,
+                writing: None,
+                waiting: None,
                 failing: None,
                 fighting_since: None,
             }
@@ -110,10 +121,10 @@ impl AuthFiles {
     /// When the next file is written, or a slow write is reported.
     #[must_use]
     pub fn next(&self, now: Now) -> Option<Deadline> {
-        let next = |state: &AuthFileState| match state.writing_since {
+        let next = |state: &AuthFileState| match state.writing {
             None => state.scheduler.next(now),
-            Some(since) => {
-                let left = (since.boot + SLOW).saturating_sub(now.boot);
+            Some(writing) => {
+                let left = SLOW.saturating_sub(writing.length(now));
                 (!left.is_zero()).then(|| now.after(left))
             }
         };
@@ -122,7 +133,7 @@ impl AuthFiles {
 
     /// Starts the writes that are due. While there is nothing to write, the files are only read.
     pub fn start_due(&mut self, wanted: impl Fn() -> Wanted, now: Now) {
-        let is_due = |state: &mut AuthFileState| state.writing_since.is_none() && state.scheduler.start(now);
+        let is_due = |state: &mut AuthFileState| state.writing.is_none() && state.scheduler.start(now);
         let due: Vec<usize> = self
             .files
             .iter_mut()
@@ -136,7 +147,7 @@ impl AuthFiles {
         let only_read = wanted.entries.is_empty() && wanted.lapse.is_empty();
         for number in due {
             let state = &mut self.files[number];
-            state.writing_since = Some(now);
+            state.writing = Some(Span::new(now));
             let (file, wanted) = (state.file.clone(), Arc::clone(&wanted));
             let options = PublishOptions { now: now.wall, dry_run: false, explicit: false };
             let mut memory = std::mem::take(&mut state.memory);
@@ -153,11 +164,10 @@ impl AuthFiles {
 
     /// The files whose write takes long, each once.
     pub fn newly_slow(&mut self, now: Now) -> Vec<PathBuf> {
-        let slow = |state: &mut AuthFileState| {
-            let is_slow = state.writing_since.is_some_and(|since| since.boot + SLOW <= now.boot);
-            is_slow && !std::mem::replace(&mut state.slow, true)
+        let is_slow = |state: &mut AuthFileState| {
+            state.writing.as_mut().is_some_and(|writing| writing.is_newly_longer(SLOW, now))
         };
-        let files = self.files.iter_mut().filter_map(|state| slow(state).then(|| state.file.path.clone()));
+        let files = self.files.iter_mut().filter_map(|state| is_slow(state).then(|| state.file.path.clone()));
         files.collect()
     }
 
@@ -176,8 +186,7 @@ impl AuthFiles {
     /// Takes the result of a write: what to log and count, if there is anything.
     pub fn record(&mut self, ended: WriteEnded, now: Now) -> Option<Published> {
         let state = self.files.get_mut(ended.file)?;
-        state.writing_since = None;
-        state.slow = false;
+        state.writing = None;
         let path = state.file.path.clone();
         let panicked = || (Err(AuthFileError::Panicked(path.clone())), Memory::default());
         let (result, memory) = ended.result.unwrap_or_else(panicked);
@@ -192,12 +201,16 @@ impl AuthFiles {
         };
         match &result {
             // What another program has written so far says nothing of what the file will hold.
-            Ok(Outcome { effect: Effect::NotAtRest { .. }, .. }) => {}
+            Ok(Outcome { effect: Effect::NotAtRest { .. }, .. }) => {
+                state.waiting.get_or_insert(Span::new(now));
+            }
             Ok(outcome) => {
+                state.waiting = None;
                 state.records.clone_from(&outcome.records);
                 state.failing = None;
             }
             Err(error) => {
+                state.waiting = None;
                 // Otherwise the file is as it was.
                 if matches!(error, AuthFileError::NoDirectory(_) | AuthFileError::NotAFile { .. }) {
                     state.records.clear();
@@ -206,7 +219,10 @@ impl AuthFiles {
                 state.failing = Some((chain(error), since));
             }
         }
-        let drift = state.scheduler.end(change, now, fastrand::f64());
+        let mut drift = state.scheduler.end(change, now, fastrand::f64());
+        if state.waiting.as_mut().is_some_and(|waiting| waiting.is_newly_longer(LONG_WAIT, now)) {
+            drift = DriftEvent::LongWait;
+        }
         state.fighting_since =
             state.scheduler.is_fighting().then(|| state.fighting_since.unwrap_or(now.wall));
         // That a file could be read is not worth a line.
@@ -216,7 +232,7 @@ impl AuthFiles {
     /// Whether a write is under way.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        self.files.iter().any(|state| state.writing_since.is_some())
+        self.files.iter().any(|state| state.writing.is_some())
     }
 
     /// Whether there is no file to keep.
@@ -265,7 +281,7 @@ impl AuthFiles {
         let mut reasons = Vec::new();
         for state in &self.files {
             let path = state.file.path.display();
-            // A fight is no reason while the entries are there.
+            // Another program's changes are no reason while the entries are there.
             let failures = state.failures(now).into_iter().filter(|failure| failure.class != DRIFT);
             reasons.extend(failures.map(|failure| failure.in_words()));
             for key in keys {
@@ -300,13 +316,23 @@ impl AuthFiles {
     }
 }
 
-impl AuthFileState {
-    /// Whether a write is under way that does not end.
-    fn hangs(&self, now: Now) -> bool {
-        self.writing_since.is_some_and(|since| since.boot + SLOW <= now.boot)
+impl Span {
+    fn new(now: Now) -> Self {
+        Self { since: now, reported: false }
     }
 
-    /// What fails at the moment: a write that hangs, one that failed, a fight.
+    fn length(&self, now: Now) -> Duration {
+        now.boot.saturating_sub(self.since.boot)
+    }
+
+    /// Whether it takes longer than the limit, and that was not reported yet.
+    fn is_newly_longer(&mut self, limit: Duration, now: Now) -> bool {
+        self.length(now) >= limit && !std::mem::replace(&mut self.reported, true)
+    }
+}
+
+impl AuthFileState {
+    /// What fails at the moment: a write that hangs, one that failed, a long wait for other programs, a fight.
     fn failures(&self, now: Now) -> Vec<Failure> {
         let failure = |class: &str, error: String, since, next_attempt| Failure {
             subject: self.file.path.display().to_string(),
@@ -316,13 +342,17 @@ impl AuthFileState {
             next_attempt,
         };
         let mut failures = Vec::new();
-        if let Some(since) = self.writing_since.filter(|_| self.hangs(now)) {
+        if let Some(writing) = self.writing.filter(|writing| writing.length(now) >= SLOW) {
             let error = "a write has not ended; its file system may hang".to_owned();
-            failures.push(failure(AUTH_FILE, error, since.wall, None));
+            failures.push(failure(AUTH_FILE, error, writing.since.wall, None));
         }
+        let next = self.scheduler.next(now).filter(|_| self.writing.is_none()).map(|next| next.wall);
         if let Some((error, since)) = &self.failing {
-            let next = self.scheduler.next(now).filter(|_| self.writing_since.is_none());
-            failures.push(failure(AUTH_FILE, error.clone(), *since, next.map(|next| next.wall)));
+            failures.push(failure(AUTH_FILE, error.clone(), *since, next));
+        }
+        if let Some(waiting) = self.waiting.filter(|waiting| waiting.length(now) >= LONG_WAIT) {
+            let error = "another program is still changing this file; the agent waits a minute at most";
+            failures.push(failure(DRIFT, error.to_owned(), waiting.since.wall, next));
         }
         if let Some(since) = self.fighting_since {
             let error = "another program keeps changing this file; the agent restores it once a minute";

@@ -203,7 +203,7 @@ impl Targets {
                 warn!(%object, "another program keeps changing this object; from now on it is restored once a minute");
             }
             DriftEvent::Peace => info!(%object, "the other program has stopped changing this object"),
-            DriftEvent::Nothing | DriftEvent::Repaired => {}
+            DriftEvent::Nothing | DriftEvent::Repaired | DriftEvent::LongWait => {}
         }
     }
 }

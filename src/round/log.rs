@@ -50,6 +50,9 @@ pub fn log_published(published: &Published) {
         (Effect::Unchanged, DriftEvent::Peace) => {
             info!(path = %path.display(), "the other program has stopped changing this file");
         }
+        (Effect::NotAtRest { .. }, DriftEvent::LongWait) => {
+            warn!(path = %path.display(), "another program is still changing this file; the agent waits a minute at most");
+        }
         (Effect::NotAtRest { retry_in }, _) => {
             debug!(path = %path.display(), ?retry_in, "another program may still be changing this file");
         }
@@ -86,7 +89,7 @@ fn log_changes(path: &Path, changes: &Changes, drift: DriftEvent) {
         DriftEvent::Fight => {
             warn!(%path, registries, removed, expires_at, "another program keeps changing this file; the agent now restores it once a minute");
         }
-        DriftEvent::Nothing | DriftEvent::Peace => {
+        DriftEvent::Nothing | DriftEvent::Peace | DriftEvent::LongWait => {
             let message = if written.is_none() && removed.is_some() { "removed" } else { "published" };
             info!(%path, registries, removed, expires_at, "{message}");
         }

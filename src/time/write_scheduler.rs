@@ -55,6 +55,8 @@ pub enum DriftEvent {
     Fight,
     /// The other program has stopped: the fight is over.
     Peace,
+    /// The other program has been changing the target for some time, and the write has to wait.
+    LongWait,
 }
 
 /// Decides when one target is written.

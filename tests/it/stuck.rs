@@ -221,6 +221,30 @@ fn a_lock_on_one_directory_delays_no_other_file() {
 }
 
 #[test]
+fn a_program_that_keeps_a_file_open_is_named_and_delays_no_other_file() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.write("other/config.json", FOREIGN);
+    let other = node.path("other/config.json");
+    let open = fs::File::options().append(true).open(&other).unwrap();
+    let agent = node.start(&["--listen", "127.0.0.1:0", "--auth-file", other.to_str().unwrap()]);
+    let address = address(&agent);
+    agent.wait("our token in the first file", || has_token(&node, &node.auth_file()));
+    let named = "another program is still changing this file";
+    agent.wait_for(named, 1);
+    let metric = "failing_since_timestamp_seconds{class=\"drift\"}";
+    let metrics = get(&address, "/metrics").1;
+    assert!(metrics.contains(metric), "{metrics}");
+    let status = node.run(&["status", "--auth-file", other.to_str().unwrap()]);
+    assert!(status.out.contains(named), "{}", status.out);
+    assert!(!has_token(&node, &other));
+    drop(open);
+    agent.wait("our token in the other file", || has_token(&node, &other));
+    agent.wait("the end of the wait in the metrics", || !get(&address, "/metrics").1.contains(metric));
+    assert_works(&node, &agent, &address);
+    agent.ended().expect(0, &["\"published\""]);
+}
+
+#[test]
 fn a_supervisor_that_takes_no_messages_holds_nothing_up() {
     let mut node = Node::with_auth_file(FOREIGN);
     let path = node.path("notify");
