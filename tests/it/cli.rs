@@ -1,4 +1,4 @@
-//! The command line: what it takes, what it refuses, what it prints; and that the README says the same.
+//! The command line: what it takes, what it refuses, what it prints; and that `docs/reference.md` says the same.
 
 use crate::node::{FOREIGN, HOST, Node, read};
 use crate::tidy::sources;
@@ -317,10 +317,10 @@ fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The first cells of a table's rows in the README, by the table's heading.
+/// The cells of a table's rows in the reference, by the table's heading.
 fn rows(heading: &str) -> Vec<Vec<String>> {
-    let readme = file("README.md");
-    let section = readme.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let reference = file("docs/reference.md");
+    let section = reference.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| --"));
     let cells = |row: &str| row.split('|').skip(1).map(|cell| cell.trim().to_owned()).collect();
     rows.skip(1).map(cells).collect()
@@ -352,7 +352,7 @@ fn the_table_of_options_is_that_of_the_program() {
 }
 
 #[test]
-fn the_messages_that_the_readme_explains_are_those_of_the_program() {
+fn the_messages_that_the_reference_explains_are_those_of_the_program() {
     let text: String = sources("src").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     // A long message goes on in the next line of its source.
     let text = text.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");

@@ -223,6 +223,12 @@ fn every_option_that_the_documentation_names_exists() {
     }
 }
 
+#[test]
+fn the_readme_has_at_most_900_words() {
+    let words = text("README.md").split_whitespace().count();
+    assert!(words <= 900, "{words} words: details belong on a page in docs/");
+}
+
 fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
