@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 pub enum Need {
     /// The user root.
     Root,
-    /// `strace`, allowed to trace.
+    /// `strace`, as root: the program switches core dumps off, and then only root may read the arguments of its calls.
     Strace,
     /// `bindfs`, allowed to mount.
     Fuse,
@@ -70,7 +70,7 @@ impl Need {
     fn is_here(self) -> bool {
         match self {
             Self::Root => nix::unistd::geteuid().is_root(),
-            Self::Strace => works("strace", &["-o", "/dev/null", "true"]),
+            Self::Strace => Self::Root.is_here() && works("strace", &["-o", "/dev/null", "true"]),
             Self::Fuse => works("bindfs", &["--version"]) && std::path::Path::new("/dev/fuse").exists(),
             Self::Helm => works("helm", &["version"]),
             Self::Vim => works("vim", &["--version"]),
