@@ -62,7 +62,7 @@ fn container_of(container: &str, volumes: &str) -> Container {
     for line in volumes.lines().map(str::trim_start) {
         if line.starts_with("- name: ") {
             name = value(line).unwrap();
-        } else if line.starts_with("path: /") {
+        } else if line.starts_with("path: \"/") {
             hosts.insert(name.clone(), value(line).unwrap());
         }
     }

@@ -1,6 +1,6 @@
-//! `daemonset/`: that the program and a real API server take what the chart renders, and that it says everything.
+//! `daemonset/`: the program and a real API server accept what the chart renders, and the chart has every option.
 //!
-//! What is rendered lies in `daemonset/golden`; `.ci/manifests` sees to it that it is what the chart renders.
+//! `daemonset/golden` holds what the chart renders; `.ci/manifests` checks that it is up to date.
 
 use crate::cluster::{Cluster, shared, unique};
 use crate::needs::{Need, all_here};
@@ -16,8 +16,8 @@ use std::time::Instant;
 const NOT_IN_THE_CHART: [(&str, &str); 4] = [
     ("ECR_NODE_AGENT_STATE_FILE", "the chart mounts a volume at the default"),
     ("ECR_NODE_AGENT_ONCE", "the container would be started again and again"),
-    ("ECR_NODE_AGENT_DRY_RUN", "likewise: it ends when it has told"),
-    ("ECR_NODE_AGENT_TIMEOUT", "for --once alone: the daemon never gives up"),
+    ("ECR_NODE_AGENT_DRY_RUN", "likewise: the program ends after one round"),
+    ("ECR_NODE_AGENT_TIMEOUT", "for --once only: the daemon never gives up"),
 ];
 /// The namespace of everything in `golden/` and `install.yaml`.
 const NAMESPACE: &str = "ecr-node-agent";
@@ -30,7 +30,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(daemonset().join(path)).unwrap()
 }
 
-/// Names and paths of what the chart renders.
+/// The rendered files, by name.
 fn golden() -> BTreeMap<String, PathBuf> {
     let files = fs::read_dir(daemonset().join("golden")).unwrap().map(|entry| entry.unwrap().path());
     let named = |path: PathBuf| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path);
@@ -39,7 +39,7 @@ fn golden() -> BTreeMap<String, PathBuf> {
     golden
 }
 
-/// Words that begin so, each once.
+/// The words with this prefix, each once.
 fn words(text: &str, start: &str) -> BTreeSet<String> {
     let of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c| !of_word(c)).filter(|word| word.starts_with(start));
@@ -94,7 +94,7 @@ fn alerts_and_dashboard_use_metrics_that_exist_and_the_dashboard_all_of_them() {
     let mut shown = BTreeSet::new();
     for panel in panels {
         for target in panel["targets"].as_array().unwrap() {
-            // A histogram is read by its buckets.
+            // A query reads a histogram by its buckets.
             let query = target["expr"].as_str().unwrap().replace("_bucket{", "{");
             shown.extend(words(&query, "ecr_node_agent_"));
         }
@@ -104,13 +104,13 @@ fn alerts_and_dashboard_use_metrics_that_exist_and_the_dashboard_all_of_them() {
     for query in variables.iter().filter_map(|variable| variable["definition"].as_str()) {
         assert!(words(query, "ecr_node_agent_").is_subset(&known), "{query}");
     }
-    // Two panels with one id, or in one place, show as one.
+    // Grafana shows two panels with the same id or place as one.
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     let places: BTreeSet<_> = panels.iter().map(|panel| panel["gridPos"].to_string()).collect();
     assert_eq!((ids.len(), places.len()), (panels.len(), panels.len()));
 }
 
-/// Asks `promtool` whether each query of the dashboard is one, as a rule of its own.
+/// `promtool` checks each query of the dashboard, as a rule of its own.
 #[test]
 fn every_query_of_the_dashboard_is_promql() {
     if !all_here(&[Need::Promtool]) {
@@ -122,7 +122,7 @@ fn every_query_of_the_dashboard_is_promql() {
     let rules: Vec<Value> = targets
         .enumerate()
         .map(|(number, target)| {
-            // What Grafana fills in.
+            // Grafana replaces this variable.
             let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
             json!({ "record": format!("panel:{number}"), "expr": query })
         })
@@ -131,11 +131,11 @@ fn every_query_of_the_dashboard_is_promql() {
     let groups = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
     serde_json::to_writer(&file, &groups).unwrap();
     let output = Command::new("promtool").args(["check", "rules"]).arg(file.path()).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains(&format!("{} rules", rules.len())), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains(&format!("{} rules", rules.len())), "{output:?}");
 }
 
-/// A kind that is not the API server's own: anything goes, since only the names are known here.
+/// A custom kind, with any content.
 fn custom_kind(kind: &str, plural: &str) -> Value {
     let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     json!({
@@ -151,29 +151,39 @@ fn custom_kind(kind: &str, plural: &str) -> Value {
     })
 }
 
-/// The cluster with `install.yaml` in it, as a user puts it there.
+/// The service account that a controller would make in each namespace.
+fn default_account(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace },
+    })
+}
+
+/// The cluster with `install.yaml` in it, installed as a user does it.
 fn installed() -> &'static Cluster {
     static INSTALLED: std::sync::Once = std::sync::Once::new();
     let cluster = shared();
     INSTALLED.call_once(|| {
-        let kinds =
-            [custom_kind("PodMonitor", "podmonitors"), custom_kind("PrometheusRule", "prometheusrules")];
-        cluster.apply(&kinds);
-        // Roles in `golden/` are for these.
+        cluster.apply(&[
+            custom_kind("PodMonitor", "podmonitors"),
+            custom_kind("ServiceMonitor", "servicemonitors"),
+            custom_kind("PrometheusRule", "prometheusrules"),
+        ]);
+        // The namespaces of `golden/`.
         for namespace in ["team-a", "team-b"] {
             cluster.make_namespace(namespace, &json!({}));
         }
         cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         cluster.kubectl(&["apply", "--server-side", "--kustomize", daemonset().to_str().unwrap()]);
+        cluster.apply(&[NAMESPACE, "team-a", "team-b"].map(default_account));
     });
     cluster
 }
 
-/// What the API server makes of a file, without keeping it. Warnings, as of fields that it does not know, are failures.
+/// The objects of a file as the API server would store them. A warning, such as for an unknown field, is a failure.
 fn dry_run(cluster: &Cluster, path: &Path) -> Vec<Value> {
     let path = path.to_str().unwrap();
     let flags = ["--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors"];
-    // Server-side, as it was installed: what one file leaves out is not there from another.
+    // Server-side, like the installation: a field that this file leaves out does not come from another file.
     let arguments = [&["apply"], &flags[..], &["-o", "json", "-f", path]].concat();
     let mut answer: Value = serde_json::from_str(&cluster.kubectl(&arguments)).unwrap();
     match answer["items"].take() {
@@ -195,9 +205,9 @@ fn pod(workload: &Value, namespace: &str) -> String {
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"] }).to_string()
 }
 
-/// What the API server makes of a pod, or why it refuses it.
+/// A pod of a workload as the API server would store it, or why the API server refuses it.
 fn admitted(cluster: &Cluster, workload: &Value, namespace: &str) -> Result<Value, String> {
-    // The account must be there, though not its rights.
+    // The account must exist; its rights do not matter.
     let account = workload["spec"]["template"]["spec"]["serviceAccountName"].as_str().unwrap_or("default");
     cluster.apply(&[json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": account, "namespace": namespace },
@@ -210,7 +220,7 @@ fn admitted(cluster: &Cluster, workload: &Value, namespace: &str) -> Result<Valu
     Ok(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-/// A namespace with a level of Pod Security, enforced.
+/// A namespace with an enforced level of Pod Security.
 fn at_level(cluster: &Cluster, level: &str) -> String {
     let namespace = cluster.namespace(level);
     let label = format!("pod-security.kubernetes.io/enforce={level}");
@@ -218,9 +228,9 @@ fn at_level(cluster: &Cluster, level: &str) -> String {
     namespace
 }
 
-/// Every manifest over what is installed: so a selector that changed, or another field that cannot, is found too.
+/// Applies every manifest over the installation, so a change of a field that cannot change, such as a selector, fails too.
 #[test]
-fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
+fn the_api_server_accepts_every_manifest_and_every_pod_of_it() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
@@ -236,16 +246,16 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
             let text = spec.to_string();
 
             let on_node = workload["kind"] == "DaemonSet";
-            // Only an agent that keeps pull secrets or publishes Events has a token of the API server's.
+            // Only an agent that keeps pull secrets or publishes Events has a token for the API server.
             let keeps_secrets = !on_node || ["secrets-on-nodes", "everything-watched"].contains(&&*name);
             assert_eq!(spec["automountServiceAccountToken"], json!(keeps_secrets), "{name}");
             assert_eq!(text.contains("kube-api-access"), keeps_secrets, "{name}: {text}");
             // system-node-critical and system-cluster-critical
             let priority = if on_node { 2_000_001_000 } else { 2_000_000_000 };
-            if name != "custom" {
+            if !["custom", "secrets-found"].contains(&&*name) {
                 assert_eq!(spec["priority"], json!(priority), "{name}");
             }
-            // One directory of the node, or two where it is asked for; one more for a moment, where it is linked.
+            // One directory of the node, or two with the kubelet's home directory; one more in the linked layout.
             let volumes = spec["volumes"].as_array().unwrap().iter();
             let folders: Vec<_> = volumes.filter_map(|volume| volume["hostPath"]["path"].as_str()).collect();
             let wanted: &[&str] = match name.as_str() {
@@ -256,11 +266,12 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
                 "roles-anywhere" => {
                     &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/var/lib/kubelet/pki"]
                 }
+                "roles-anywhere-files" => &["/var/lib/kubelet", "/etc/ssl/node"],
                 "uninstall" if workload["metadata"]["name"] != NAMESPACE => {
                     &["/var/lib/kubelet", "/root/.docker"]
                 }
                 "linked" | "uninstall" => {
-                    &["/var/lib/kubelet", "/var/lib/kubelet/ecr-node-agent", "/root/.docker"]
+                    &["/var/lib/kubelet", "/root/.docker", "/var/lib/kubelet/ecr-node-agent"]
                 }
                 _ => &["/var/lib/kubelet"],
             };
@@ -272,7 +283,7 @@ fn the_api_server_takes_every_manifest_and_every_pod_of_it() {
             }
 
             if on_node {
-                // The namespace's label is needed, and this is what for.
+                // Why the namespace needs its label.
                 let why = admitted(cluster, workload, &baseline).unwrap_err();
                 let words = ["violates PodSecurity \"baseline", "hostPath volumes"];
                 assert!(words.iter().all(|word| why.contains(word)), "{name}: {why}");
@@ -292,7 +303,7 @@ fn the_installed_pods_need_the_nodes_directory_and_network_and_nothing_else() {
     let label = ["get", "namespace", NAMESPACE, "-o", "jsonpath={.metadata.labels}"];
     assert!(cluster.kubectl(&label).contains("\"pod-security.kubernetes.io/enforce\":\"privileged\""));
 
-    // Without these two it is a pod that Pod Security's strictest level would take, but for being root.
+    // Without these two, without root and SELinux' type, Pod Security's strictest level accepts the pod.
     let restricted = at_level(cluster, "restricted");
     let installed = ["get", "daemonset", NAMESPACE, "--namespace", NAMESPACE, "-o", "json"];
     let mut daemonset: Value = serde_json::from_str(&cluster.kubectl(&installed)).unwrap();
@@ -308,10 +319,13 @@ fn the_installed_pods_need_the_nodes_directory_and_network_and_nothing_else() {
     }
     container["ports"][0].as_object_mut().unwrap().remove("hostPort");
     container["securityContext"]["runAsUser"] = json!(1000);
+    container["securityContext"].as_object_mut().unwrap().remove("seLinuxOptions").unwrap();
     container["securityContext"]["runAsNonRoot"] = json!(true);
     container["volumeMounts"][0].as_object_mut().unwrap().remove("mountPropagation").unwrap();
     admitted(cluster, &daemonset, &restricted).unwrap_or_else(|why| panic!("{why}"));
-    for reason in ["hostNetwork=true", "type \"hostPath\"", "runAsNonRoot != true", "runAsUser=0"] {
+    for reason in
+        ["hostNetwork=true", "type \"hostPath\"", "runAsNonRoot != true", "runAsUser=0", "type \"spc_t\""]
+    {
         assert!(why.contains(reason), "{reason}: {why}");
     }
 }
@@ -325,45 +339,49 @@ fn variables(container: &Value) -> BTreeMap<String, String> {
     variables.collect()
 }
 
-/// Gives the program what each manifest gives it: what it cannot mean, as a registry that is none, is usage, exit 2.
+/// Runs the program with the arguments and variables of each manifest: a wrong one, such as an invalid registry, exits with 2.
 #[test]
-fn the_program_takes_what_every_manifest_gives_it() {
+fn the_program_accepts_the_options_of_every_manifest() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
     let cluster = installed();
     let root = tempfile::tempdir().unwrap();
     for (name, path) in golden() {
-        for workload in workloads(&dry_run(cluster, &path)) {
-            let spec = &workload["spec"]["template"]["spec"];
+        for object in dry_run(cluster, &path) {
+            // Of a pod, or of the pods of a workload.
+            let spec =
+                if object["kind"] == "Pod" { &object["spec"] } else { &object["spec"]["template"]["spec"] };
             let containers = ["initContainers", "containers"].map(|kind| spec[kind].as_array().cloned());
-            for container in containers.into_iter().flatten().flatten() {
+            let runs_agent =
+                |container: &Value| container["image"].as_str().unwrap().contains("ecr-node-agent");
+            for container in containers.into_iter().flatten().flatten().filter(runs_agent) {
                 let arguments = container["args"].as_array().cloned().unwrap_or_default();
                 let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_str().unwrap()).collect();
                 let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-node-agent"));
                 command.env_clear().envs(variables(&container)).env("HOME", root.path());
-                // What changes nothing and needs no AWS: to look at files that are not there. Where there is no file, it
-                // is `the_rights_in_the_chart_are_enough` that runs it as it is.
+                // `status` of missing files changes nothing and needs no AWS. It does not know this option, which
+                // `the_rights_in_the_chart_are_enough` covers.
                 command.env_remove("ECR_NODE_AGENT_NO_AUTH_FILE");
                 match arguments.first() {
                     Some(first) if !first.starts_with('-') => command.args(&arguments).arg("--help"),
                     _ => command.arg("status").args(&arguments),
                 };
                 let output = command.output().unwrap();
-                let told = String::from_utf8_lossy(&output.stderr);
-                assert_ne!(output.status.code(), Some(2), "{name}: {arguments:?}: {told}");
-                assert!(output.status.code().is_some(), "{name}: {arguments:?}: {told}");
+                let printed = String::from_utf8_lossy(&output.stderr);
+                assert_ne!(output.status.code(), Some(2), "{name}: {arguments:?}: {printed}");
+                assert!(output.status.code().is_some(), "{name}: {arguments:?}: {printed}");
             }
         }
     }
 }
 
-/// Applies a file for good, as Roles must be there to be tried.
+/// Applies a file without a dry run: Roles have an effect only once they exist.
 fn apply(cluster: &Cluster, name: &str) {
     cluster.kubectl(&["apply", "--server-side", "-f", golden()[name].to_str().unwrap()]);
 }
 
-/// What `kubectl auth can-i` says for a service account: `get secrets/ecr-creds -n team-a`.
+/// What `kubectl auth can-i` answers for a service account, such as for `get secrets/ecr-creds -n team-a`.
 fn may(cluster: &Cluster, account: &str, what: &str) -> bool {
     let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
     let arguments: Vec<_> = ["auth", "can-i"].into_iter().chain(what.split(' ')).chain([&*user]).collect();
@@ -375,7 +393,7 @@ fn may(cluster: &Cluster, account: &str, what: &str) -> bool {
     }
 }
 
-/// Waits for what the API server learns a moment after it was told.
+/// Waits until the API server applies a change that it has accepted.
 fn soon(what: &str, mut is: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is() {
@@ -384,7 +402,7 @@ fn soon(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 #[test]
-fn who_keeps_pull_secrets_may_do_what_the_documentation_says_and_nothing_more() {
+fn a_keeper_of_pull_secrets_has_the_documented_rights_and_no_others() {
     if !all_here(&[Need::ApiServer]) {
         return;
     }
@@ -461,13 +479,13 @@ fn who_keeps_pull_secrets_may_do_what_the_documentation_says_and_nothing_more() 
         for what in allowed {
             soon(&format!("{account} may not {what}"), || may(cluster, account, what));
         }
-        // `kube-system` is one of all where a pattern decides, which only the agent knows.
+        // With a pattern the right is for every namespace; only the agent knows which ones match.
         let never = never.iter().filter(|what| file != "secrets-found" || !what.contains("kube-system"));
         for what in never.chain(denied) {
             assert!(!may(cluster, account, what), "{account} may {what}");
         }
     }
-    // Where there is a Deployment, the nodes' account has nothing.
+    // With a Deployment, the account of the nodes' agents has no rights.
     assert!(!may(cluster, "named", "get secrets/ecr-creds -n team-a"));
 }
 
@@ -485,8 +503,8 @@ fn the_policy_refuses_what_rbac_cannot() {
     let ask = |verb: &[&str], object: &Value| -> Result<(), String> {
         let arguments = [verb, &["--dry-run=server", "-n", "team-a", &user]].concat();
         let output = cluster.run(&cluster.admin(), &arguments, &object.to_string());
-        let told = String::from_utf8(output.stderr).unwrap();
-        if output.status.success() { Ok(()) } else { Err(told) }
+        let printed = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() { Ok(()) } else { Err(printed) }
     };
     let secret = |name: &str, kind: &str, annotations: Value| {
         let config = if kind == "kubernetes.io/dockerconfigjson" {
@@ -503,20 +521,20 @@ fn the_policy_refuses_what_rbac_cannot() {
     let patch = |patch: &str| ask(&["patch", "serviceaccount", "default", "-p", patch], &Value::Null);
     let pull_secret = "kubernetes.io/dockerconfigjson";
     let token = "kubernetes.io/service-account-token";
-    let somebody = json!({ "kubernetes.io/service-account.name": "default" });
+    let of_account = json!({ "kubernetes.io/service-account.name": "default" });
 
-    let stolen = secret("ecr-creds", token, somebody);
-    // RBAC alone lets it through, until the API server has the policy.
+    let stolen = secret("ecr-creds", token, of_account);
+    // RBAC alone allows it; the API server applies the policy a moment later.
     soon("the policy has no effect", || {
-        create(&stolen).is_err_and(|why| why.contains("writes pull secrets"))
+        create(&stolen).is_err_and(|why| why.contains("may write pull secrets"))
     });
-    // Applied, since an agent of another test may have made it.
+    // By an apply, since an agent of another test may have created it.
     let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
     ask(&apply, &secret("ecr-creds", pull_secret, json!({}))).unwrap();
     patch(r#"{"imagePullSecrets":[{"name":"ecr-creds"}]}"#).unwrap();
     for refused in [secret("other", pull_secret, json!({})), secret("ecr-creds", "Opaque", json!({}))] {
         let why = create(&refused).unwrap_err();
-        assert!(why.contains("writes pull secrets of the names"), "{why}");
+        assert!(why.contains("may write pull secrets with the configured names"), "{why}");
     }
     for refused in [
         r#"{"metadata":{"annotations":{"eks.amazonaws.com/role-arn":"arn:aws:iam::123456789012:role/admin"}}}"#,
@@ -525,15 +543,18 @@ fn the_policy_refuses_what_rbac_cannot() {
         r#"{"automountServiceAccountToken":true}"#,
     ] {
         let why = patch(refused).unwrap_err();
-        assert!(why.contains("nothing of a service account but its imagePullSecrets"), "{refused}: {why}");
+        assert!(
+            why.contains("may change the imagePullSecrets of a service account, and nothing else"),
+            "{refused}: {why}"
+        );
     }
-    // And nobody else is held up.
+    // Other users are not affected.
     let others = secret("mine", "Opaque", json!({})).to_string();
     cluster.kubectl_with(&["create", "--dry-run=server", "-n", "team-a", "-f", "-"], &others);
 }
 
-/// Runs the program as each of these manifests runs it, with that manifest's account: what the chart grants is enough, also
-/// to put back what somebody deletes, and to find a namespace that comes.
+/// Runs the program with the options and the account of each of these manifests: the rights are enough, also to restore a deleted
+/// secret, and to find a new namespace.
 #[test]
 fn the_rights_in_the_chart_are_enough() {
     if !all_here(&[Need::ApiServer]) {
@@ -570,7 +591,7 @@ fn the_rights_in_the_chart_are_enough() {
         let is_ours = ["LISTEN", "AWS_CREDENTIALS_DIR", "REGION", "AUTH_FILE"]
             .map(|name| format!("ECR_NODE_AGENT_{name}"));
         for (name, value) in variables(container) {
-            // What the world around this node decides.
+            // These depend on the test's node.
             if !is_ours.contains(&name) {
                 node.set(&name, &value);
             }
@@ -596,7 +617,7 @@ fn the_rights_in_the_chart_are_enough() {
         for namespace in namespaces {
             api.delete(&path(namespace, "ecr-creds")).ok();
         }
-        // The API server decides by a copy of the Roles, which comes a moment later.
+        // The API server applies Roles a moment later.
         for what in ["get secrets/ecr-creds", "patch secrets/ecr-creds", "create secrets"] {
             soon(what, || may(cluster, user, &format!("{what} -n {}", namespaces[0])));
         }
@@ -627,9 +648,9 @@ fn the_rights_in_the_chart_are_enough() {
     }
 }
 
-/// Nothing but the API server is there, so no pod runs: this is about the objects that helm makes and leaves.
+/// Only the API server runs, so no pod starts: this test is about the objects that helm makes and leaves.
 #[test]
-fn helm_uninstall_leaves_what_removes_only_where_it_is_asked_for() {
+fn helm_uninstall_leaves_a_daemonset_only_with_uninstall_remove() {
     if !all_here(&[Need::ApiServer, Need::Helm]) {
         return;
     }
@@ -651,10 +672,24 @@ fn helm_uninstall_leaves_what_removes_only_where_it_is_asked_for() {
         ["install", "pulls", chart.to_str().unwrap(), "--set", "image.repository=registry.example/x"];
     let names = || cluster.kubectl(&["get", "daemonsets", "--namespace", &namespace, "-o", "name"]);
 
+    // The API server would refuse every pod, and `helm install` would succeed all the same.
+    let level = |level: &str| {
+        let label = format!("pod-security.kubernetes.io/enforce{level}");
+        cluster.kubectl(&["label", "--overwrite", "namespace", &namespace, &label]);
+    };
+    for refused in ["=baseline", "=restricted"] {
+        level(refused);
+        let why = helm(&install).unwrap_err();
+        assert!(why.contains("level of Pod Security refuses pods"), "{refused}: {why}");
+    }
+    level("-");
+
     let notes = helm(&install).unwrap();
-    // The namespace has no label, and so the notes say which it needs.
-    let label = format!("kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged");
-    assert!(notes.contains(&label) && notes.contains("leaves the credentials where they are"), "{notes}");
+    // The namespace has no label, so the notes name the one that it needs.
+    let label = format!(
+        "kubectl label --overwrite namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
+    );
+    assert!(notes.contains(&label) && notes.contains("leaves the credentials on the nodes"), "{notes}");
     assert_eq!(names(), "daemonset.apps/pulls-ecr-node-agent\n");
     helm(&["uninstall", "pulls"]).unwrap();
     assert_eq!(names(), "");
@@ -666,9 +701,9 @@ fn helm_uninstall_leaves_what_removes_only_where_it_is_asked_for() {
     helm(&["uninstall", "pulls"]).unwrap();
     assert_eq!(names(), "daemonset.apps/pulls-ecr-node-agent-remove\n");
 
-    // An agent would never be scheduled beside it.
+    // No agent would be scheduled beside it.
     let why = helm(&install).unwrap_err();
-    assert!(why.contains("pulls-ecr-node-agent-remove of an earlier uninstall is still there"), "{why}");
+    assert!(why.contains("pulls-ecr-node-agent-remove of an earlier uninstall still exists"), "{why}");
     cluster.kubectl(&["delete", "daemonset", "--namespace", &namespace, "pulls-ecr-node-agent-remove"]);
     helm(&install).unwrap();
 }

@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* Short enough for what is appended to it, as `-pull-secrets`. */ -}}
+{{- /* Leaves room for the longest suffix that the templates append, in a label of 63 characters. */ -}}
 {{- define "ecr-node-agent.fullname" -}}
 {{- $name := include "ecr-node-agent.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -14,32 +14,44 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "ecr-node-agent.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
 {{- define "ecr-node-agent.serviceAccount" -}}
 {{- default (include "ecr-node-agent.fullname" .) .Values.serviceAccount.name -}}
 {{- end -}}
 
-{{- /* What never changes as long as the release lives. Takes the root context and the component. */ -}}
+{{- /* The labels of a selector, which cannot change after the install. Takes the root context and the component. All values are
+quoted: YAML reads release names such as `y`, `no`, `123` and `1e3` as booleans and numbers. */ -}}
 {{- define "ecr-node-agent.selector" -}}
-app.kubernetes.io/name: {{ include "ecr-node-agent.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/name: {{ include "ecr-node-agent.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
 {{- define "ecr-node-agent.labels" -}}
 {{- $own := include "ecr-node-agent.selector" . | fromYaml -}}
 {{- $version := dict
   "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_")
-  "app.kubernetes.io/version" (.root.Values.image.tag | default .root.Chart.AppVersion | trunc 63 | toString)
+  "app.kubernetes.io/version" (include "ecr-node-agent.tag" .root | trunc 63)
   "app.kubernetes.io/managed-by" .root.Release.Service
 -}}
-{{- /* Ours first: a label of the user's must not take an object out of its selector. */ -}}
+{{- /* The chart's own labels win: a label of the user must not take an object out of its selector. */ -}}
 {{- toYaml (merge $own $version .root.Values.commonLabels) -}}
 {{- end -}}
 
-{{- /* Without the chart's version, so that a new chart alone does not restart every agent. */ -}}
+{{- /* Without the chart's version, so that a new version of the chart alone does not restart every agent. */ -}}
 {{- define "ecr-node-agent.podLabels" -}}
 {{- $own := include "ecr-node-agent.selector" . | fromYaml -}}
 {{- toYaml (merge $own .root.Values.podLabels .root.Values.commonLabels) -}}
+{{- end -}}
+
+{{- /* Helm reads a whole number of a values file as a floating-point number, and would print a long one with an exponent. */ -}}
+{{- define "ecr-node-agent.tag" -}}
+{{- $tag := .Values.image.tag -}}
+{{- if and (kindIs "float64" $tag) (eq (floor $tag) $tag) }}{{ $tag = int64 $tag }}{{ end -}}
+{{- $tag | default .Chart.AppVersion | toString -}}
 {{- end -}}
 
 {{- define "ecr-node-agent.image" -}}
@@ -47,11 +59,25 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" $repository .Values.image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- printf "%s:%s" $repository (include "ecr-node-agent.tag" .) -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Where the agent listens, if anywhere. Takes the root context, the port, and whether the pod is in the node's network. */ -}}
+{{- define "ecr-node-agent.imagePullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  {{- if kindIs "map" . }}
+  - name: {{ .name | quote }}
+  {{- else }}
+  - name: {{ . | quote }}
+  {{- end }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Where the agent listens; empty for nowhere. Takes the root context, the port, and whether the pod is in the node's
+network. */ -}}
 {{- define "ecr-node-agent.listen" -}}
 {{- if .root.Values.metrics.enabled -}}
 {{- printf "%s:%d" .root.Values.metrics.address (int .port) -}}
@@ -64,7 +90,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end -}}
 
-{{- /* What is the same for the agent wherever it runs. Takes the root context, the port and the network, as above. */ -}}
+{{- /* The variables of every agent. Takes the root context, the port and the network, as above. */ -}}
 {{- define "ecr-node-agent.env" -}}
 {{- $values := .root.Values -}}
 {{- $listen := include "ecr-node-agent.listen" . -}}
@@ -90,6 +116,7 @@ app.kubernetes.io/component: {{ .component }}
 - name: ECR_NODE_AGENT_ROLE_ARN
   value: {{ . | quote }}
 {{- end }}
+{{- /* With a webhook of EKS: a pod that the webhook missed must fail, and not use the node's role instead. */ -}}
 {{- if eq $values.aws.identity "secret" }}
 - name: ECR_NODE_AGENT_AWS_CREDENTIALS_DIR
   value: /etc/ecr-node-agent/aws
@@ -97,7 +124,6 @@ app.kubernetes.io/component: {{ .component }}
 - name: ECR_NODE_AGENT_ROLES_ANYWHERE
   value: {{ include "ecr-node-agent.rolesAnywhere" .root | quote }}
 {{- else if eq $values.aws.identity "podIdentity" }}
-# The webhook of EKS fills in the rest. A pod that it missed has no identity, rather than the node's.
 - name: AWS_EC2_METADATA_DISABLED
   value: "true"
 {{- else if eq $values.aws.identity "irsa" }}
@@ -107,7 +133,6 @@ app.kubernetes.io/component: {{ .component }}
 - name: AWS_WEB_IDENTITY_TOKEN_FILE
   value: /var/run/secrets/ecr-node-agent/token
 {{- else }}
-# The webhook of EKS fills in the rest. A pod that it missed has no identity, rather than the node's.
 - name: AWS_EC2_METADATA_DISABLED
   value: "true"
 {{- end }}
@@ -121,10 +146,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 - name: ECR_NODE_AGENT_SPREAD
   value: {{ $values.spread | quote }}
-- name: ECR_NODE_AGENT_LOG_FORMAT
-  value: {{ $values.log.format | quote }}
-- name: ECR_NODE_AGENT_LOG_LEVEL
-  value: {{ $values.log.level | quote }}
+{{ include "ecr-node-agent.logEnv" .root }}
 {{- with $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -161,6 +183,13 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end -}}
 
+{{- define "ecr-node-agent.logEnv" -}}
+- name: ECR_NODE_AGENT_LOG_FORMAT
+  value: {{ .Values.log.format | quote }}
+- name: ECR_NODE_AGENT_LOG_LEVEL
+  value: {{ .Values.log.level | quote }}
+{{- end -}}
+
 {{- define "ecr-node-agent.mounts" -}}
 {{- if eq .Values.aws.identity "secret" }}
 - name: aws-credentials
@@ -180,27 +209,27 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
+{{- /* AWS credentials are files, not variables: the kubelet updates the files of a running container when the Secret changes.
+The projected token is good for AWS only, by its audience: the API server does not accept it. */ -}}
 {{- define "ecr-node-agent.volumes" -}}
 {{- if eq .Values.aws.identity "secret" }}
-# As files, not variables: the kubelet brings a rotated Secret into the running container, and the agent reads it anew.
 - name: aws-credentials
   secret:
-    secretName: {{ .Values.aws.secret.name }}
+    secretName: {{ .Values.aws.secret.name | quote }}
     defaultMode: 0400
     items:
-      - key: {{ .Values.aws.secret.keys.accessKeyId }}
+      - key: {{ .Values.aws.secret.keys.accessKeyId | quote }}
         path: aws_access_key_id
-      - key: {{ .Values.aws.secret.keys.secretAccessKey }}
+      - key: {{ .Values.aws.secret.keys.secretAccessKey | quote }}
         path: aws_secret_access_key
       {{- with .Values.aws.secret.keys.sessionToken }}
-      - key: {{ . }}
+      - key: {{ . | quote }}
         path: aws_session_token
       {{- end }}
 {{- else if and (eq .Values.aws.identity "rolesAnywhere") .Values.aws.rolesAnywhere.secretName }}
-# The directory of the Secret is mounted, so that a renewed certificate comes into the running container.
 - name: certificate
   secret:
-    secretName: {{ .Values.aws.rolesAnywhere.secretName }}
+    secretName: {{ .Values.aws.rolesAnywhere.secretName | quote }}
     defaultMode: 0400
     items:
       - key: tls.crt
@@ -208,13 +237,12 @@ app.kubernetes.io/component: {{ .component }}
       - key: tls.key
         path: tls.key
 {{- else if and (eq .Values.aws.identity "irsa") .Values.aws.irsa.projectToken }}
-# Good for AWS alone, by its audience: the API server does not take it.
 - name: aws-token
   projected:
     defaultMode: 0400
     sources:
       - serviceAccountToken:
-          audience: {{ .Values.aws.irsa.audience }}
+          audience: {{ .Values.aws.irsa.audience | quote }}
           expirationSeconds: 86400
           path: token
 {{- end }}
@@ -223,32 +251,32 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
-{{- /* The port and the probes of a container. Takes the root context, the port and the network, as above. */ -}}
+{{- /* The port and the probes of a container. Takes the root context, the port and the network, as above.
+
+The port has a name for the monitors. In the node's network it is declared so that the scheduler keeps it free of other pods.
+The kubelet probes from the node's network: where that is also the pod's, loopback is enough, and nothing else reaches the port.
+/healthz asks the agent's loop, which answers within 3 seconds or counts as hanging. /readyz succeeds if the credentials are in
+place and valid, so a rollout of a version that does not work stops by itself. */ -}}
 {{- define "ecr-node-agent.probes" -}}
 {{- $listen := include "ecr-node-agent.listen" . -}}
 {{- if $listen }}
 ports:
-  # Named for the PodMonitor. In the node's network it is the node's port, and declared so that the scheduler sees to it
-  # that nothing else there asks for it.
   - name: metrics
     containerPort: {{ .port }}
     protocol: TCP
 {{- end }}
 {{- if and $listen .root.Values.probes.enabled }}
 {{- $onLoopback := and .hostNetwork (regexMatch `^(127\.|0\.0\.0\.0:|\[::\]:)` $listen) }}
-# Asks the loop itself, so that one that hangs is restarted. It answers within 3 seconds or says that it cannot.
 livenessProbe:
   httpGet:
     path: /healthz
     port: metrics
     {{- if $onLoopback }}
-    # The kubelet probes from the node's network, which is the pod's: nobody else needs to reach this.
     host: 127.0.0.1
     {{- end }}
   periodSeconds: {{ .root.Values.probes.periodSeconds }}
   timeoutSeconds: 5
   failureThreshold: 3
-# Ready means: the credentials are in place and good. So a rollout of something that does not work stops by itself.
 readinessProbe:
   httpGet:
     path: /readyz
@@ -262,47 +290,30 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
-{{- /* Of every container that writes to the node. */ -}}
+{{- /* The security context of every container that sees the node. The API server refuses a privileged container that may not gain
+privileges. */ -}}
 {{- define "ecr-node-agent.nodeSecurity" -}}
-# Root, because the file and the kubelet's directory are root's, and for root alone.
-runAsUser: 0
-runAsGroup: 0
-runAsNonRoot: false
-readOnlyRootFilesystem: true
-{{- if .Values.security.privileged }}
-privileged: true
-{{- else }}
-privileged: false
-allowPrivilegeEscalation: false
-# Root without capabilities is an ordinary owner of its files, and needs to be no more.
-capabilities:
-  drop: [ALL]
-  {{- with .Values.security.capabilities }}
-  add:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-{{- end }}
-seccompProfile:
-  {{- toYaml .Values.security.seccompProfile | nindent 2 }}
-{{- with .Values.security.seLinuxType }}
-# The kubelet's directory has a type that an ordinary container may not write to.
-seLinuxOptions:
-  type: {{ . }}
+{{- $context := .Values.securityContext -}}
+{{- if $context.privileged }}{{ $context = omit $context "allowPrivilegeEscalation" }}{{ end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{- /* How a pod resolves names and what network it uses. Takes the root context and whether it is in the node's network. */ -}}
+{{- define "ecr-node-agent.network" -}}
+hostNetwork: {{ .hostNetwork }}
+dnsPolicy: {{ .root.Values.dnsPolicy }}
+{{- with .root.Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{- /* Of every pod that must be on every node. */ -}}
+{{- /* The placement of every pod that has to be on every node. Service links would make variables of the namespace's Services,
+and those of a Service called `ecr-node-agent` begin like the agent's options. */ -}}
 {{- define "ecr-node-agent.everywhere" -}}
-{{- with .Values.imagePullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
-# Scheduled before and evicted after what needs it to be pulled.
-priorityClassName: {{ .Values.priorityClassName }}
+{{- include "ecr-node-agent.imagePullSecrets" . }}
+priorityClassName: {{ .Values.priorityClassName | quote }}
 {{- with .Values.tolerations }}
-# Also nodes that are not ready, under pressure or of the control plane pull images.
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -314,15 +325,18 @@ nodeSelector:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-# Services of this namespace would make variables, and those of one called `ecr-node-agent` begin as our options' do.
 enableServiceLinks: false
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- define "ecr-node-agent.pullSecretsName" -}}
 {{- include "ecr-node-agent.fullname" . }}-pull-secrets
 {{- end -}}
 
-{{- /* Whose rights on the API server the pull secrets take. */ -}}
+{{- /* The service account that reads and writes pull secrets. */ -}}
 {{- define "ecr-node-agent.pullSecretsAccount" -}}
 {{- if eq .Values.pullSecrets.mode "deployment" -}}
 {{- include "ecr-node-agent.pullSecretsName" . -}}
@@ -331,25 +345,49 @@ enableServiceLinks: false
 {{- end -}}
 {{- end -}}
 
-{{- /* Values that cannot be meant together, and that a schema cannot say so that one understands it. */ -}}
+{{- /* Whether the Deployment is in the node's network; empty for no. */ -}}
+{{- define "ecr-node-agent.pullSecretsHostNetwork" -}}
+{{- $hostNetwork := .Values.pullSecrets.deployment.hostNetwork -}}
+{{- if kindIs "invalid" $hostNetwork }}{{ $hostNetwork = eq .Values.aws.identity "instanceProfile" }}{{ end -}}
+{{- if $hostNetwork }}true{{ end -}}
+{{- end -}}
+
+{{- /* The namespace's level of Pod Security: the label's value, empty without the label, `unknown` without a cluster, `absent` if
+there is no such namespace yet. */ -}}
+{{- define "ecr-node-agent.podSecurity" -}}
+{{- $namespace := lookup "v1" "Namespace" "" (include "ecr-node-agent.namespace" .) -}}
+{{- if $namespace -}}
+{{- dig "metadata" "labels" "pod-security.kubernetes.io/enforce" "" $namespace -}}
+{{- else if lookup "v1" "Namespace" "" "default" -}}
+absent
+{{- else -}}
+unknown
+{{- end -}}
+{{- end -}}
+
+{{- /* The command that gives the namespace the level that the agents need. */ -}}
+{{- define "ecr-node-agent.labelCommand" -}}
+kubectl label --overwrite namespace {{ include "ecr-node-agent.namespace" . }} pod-security.kubernetes.io/enforce=privileged
+{{- end -}}
+
+{{- /* Combinations of values that cannot work. A schema could not say so in a way that is understood. */ -}}
 {{- define "ecr-node-agent.check" -}}
 {{- $secrets := .Values.pullSecrets -}}
 {{- $onNodes := eq $secrets.mode "daemonset" -}}
-{{- $removing := printf "%s-remove" (include "ecr-node-agent.fullname" .) -}}
-{{- if and .Release.IsInstall (lookup "apps/v1" "DaemonSet" .Release.Namespace $removing) -}}
-{{- fail (printf "the DaemonSet %s of an earlier uninstall is still there, and no agent starts beside it: delete it first" $removing) -}}
-{{- end -}}
 {{- if not (or .Values.nodeAgent (eq $secrets.mode "deployment")) -}}
 {{- fail "nodeAgent=false leaves nothing to install without pullSecrets.mode=deployment" -}}
 {{- end -}}
+{{- if .Values.nodeAgent -}}
+{{- include "ecr-node-agent.checkNodes" . -}}
+{{- end -}}
 {{- if and .Values.metrics.enabled (regexMatch `^(127\.|\[::1\])` .Values.metrics.address) -}}
-{{- fail "metrics.address is loopback, which nobody but the node itself reaches: leave metrics.enabled at false for that" -}}
+{{- fail "metrics.address is loopback, which only the node itself can reach: set metrics.enabled=false instead" -}}
 {{- end -}}
 {{- if and (ne $secrets.mode "none") (not (or $secrets.secrets $secrets.selector)) -}}
-{{- fail "pullSecrets.mode names who keeps pull secrets: name them, too, in pullSecrets.secrets or pullSecrets.selector" -}}
+{{- fail "pullSecrets.mode says who keeps pull secrets: also name them in pullSecrets.secrets or pullSecrets.selector" -}}
 {{- end -}}
 {{- if ne (empty $secrets.selector) (empty $secrets.selectorName) -}}
-{{- fail "pullSecrets.selector and pullSecrets.selectorName belong together" -}}
+{{- fail "pullSecrets.selector and pullSecrets.selectorName need each other" -}}
 {{- end -}}
 {{- if $onNodes -}}
 {{- range $secrets.secrets -}}
@@ -358,12 +396,32 @@ enableServiceLinks: false
 {{- end -}}
 {{- end -}}
 {{- if or $secrets.selector $secrets.serviceAccounts -}}
-{{- fail "pullSecrets.selector and pullSecrets.serviceAccounts need pullSecrets.mode=deployment: nodes must not hold such rights" -}}
+{{- fail "pullSecrets.selector and pullSecrets.serviceAccounts need pullSecrets.mode=deployment: nodes must not have such rights" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* A container that removes. Takes the root context and the arguments. */ -}}
+{{- /* As above, for the agents on the nodes. */ -}}
+{{- define "ecr-node-agent.checkNodes" -}}
+{{- if .Capabilities.APIVersions.Has "machineconfiguration.openshift.io/v1" -}}
+{{- fail "this is OpenShift, whose machine config operator owns the kubelet's config.json and marks a node degraded when another program changes it. Change the cluster's global pull secret instead, or use pull secrets alone: nodeAgent=false and pullSecrets.mode=deployment" -}}
+{{- end -}}
+{{- $removing := printf "%s-remove" (include "ecr-node-agent.fullname" .) -}}
+{{- if and .Release.IsInstall (lookup "apps/v1" "DaemonSet" (include "ecr-node-agent.namespace" .) $removing) -}}
+{{- fail (printf "the DaemonSet %s of an earlier uninstall still exists, and no agent is scheduled beside it: delete it first" $removing) -}}
+{{- end -}}
+{{- if and .Release.IsInstall (has (include "ecr-node-agent.podSecurity" .) (list "baseline" "restricted")) -}}
+{{- fail (printf "the namespace's level of Pod Security refuses pods that mount a directory of the node: %s" (include "ecr-node-agent.labelCommand" .)) -}}
+{{- end -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy | toString -}}
+{{- $port := include "ecr-node-agent.listen" (dict "root" . "port" .Values.port "hostNetwork" .Values.hostNetwork) -}}
+{{- if and .Values.hostNetwork $port (not (has $surge (list "0" "0%"))) -}}
+{{- fail (printf "updateStrategy.rollingUpdate.maxSurge=%s: both agents of a node would need the node's port %d, so the new one would wait for ever. Use maxUnavailable: a node without an agent keeps its credentials. Or set probes.enabled=false without metrics, or hostNetwork=false" $surge (int .Values.port)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A container that removes the agent's entries. It sees the kubelet's root directory, whatever the layout: `remove` also undoes
+the link. Takes the root context and the arguments. */ -}}
 {{- define "ecr-node-agent.removing" -}}
 {{- $values := .root.Values -}}
 image: {{ include "ecr-node-agent.image" .root }}
@@ -373,26 +431,36 @@ env:
   - name: ECR_NODE_AGENT_AUTH_FILE
     value: {{ printf "%s/config.json" $values.kubelet.rootDir | quote }}
   {{- with $values.kubelet.homeDir }}
-  # What came along from there is left to it again.
   - name: HOME
     value: {{ . | quote }}
   {{- end }}
-  - name: ECR_NODE_AGENT_LOG_FORMAT
-    value: {{ $values.log.format | quote }}
-  - name: ECR_NODE_AGENT_LOG_LEVEL
-    value: {{ $values.log.level | quote }}
+  {{- include "ecr-node-agent.logEnv" .root | nindent 2 }}
 resources:
   {{- toYaml $values.resources | nindent 2 }}
 securityContext:
   {{- include "ecr-node-agent.nodeSecurity" .root | nindent 2 }}
 volumeMounts:
-  # The kubelet's root itself, whatever the layout: a link is undone, too.
   - name: kubelet
-    mountPath: {{ $values.kubelet.rootDir }}
+    mountPath: {{ $values.kubelet.rootDir | quote }}
     mountPropagation: HostToContainer
   {{- with $values.kubelet.homeDir }}
   - name: docker
-    mountPath: {{ . }}/.docker
+    mountPath: {{ printf "%s/.docker" . | quote }}
     readOnly: true
   {{- end }}
+{{- end -}}
+
+{{- /* The volumes of the node's directories. `Directory`: a wrong path becomes an event of the pod, where the runtime would otherwise
+make an empty directory. */ -}}
+{{- define "ecr-node-agent.nodeVolumes" -}}
+- name: kubelet
+  hostPath:
+    path: {{ .Values.kubelet.rootDir | quote }}
+    type: Directory
+{{- with .Values.kubelet.homeDir }}
+- name: docker
+  hostPath:
+    path: {{ printf "%s/.docker" . | quote }}
+    type: Directory
+{{- end }}
 {{- end -}}
