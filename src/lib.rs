@@ -15,6 +15,7 @@ pub mod pull_secret;
 pub mod report;
 pub mod round;
 pub mod settings;
+pub mod startup_taint;
 pub mod time;
 pub mod token;
 

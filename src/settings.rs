@@ -8,7 +8,7 @@ use crate::ecr::environment::Environment;
 use crate::ecr::http::trust::Trust;
 use crate::ecr::registry::{Registry, RoleArn};
 use crate::events::PodRef;
-use crate::pull_secret::names::PullSecrets;
+use crate::pull_secret::names::{Name, PullSecrets};
 use crate::report::output::OutputFormat;
 use crate::time::cron::Schedule;
 use crate::time::schedule::{Interval, Life};
@@ -24,7 +24,7 @@ pub const DEFAULT_AUTH_FILE: &str = "/var/lib/kubelet/config.json";
 #[derive(Debug)]
 pub enum Command {
     /// Keep every target current until stopped.
-    Run(Settings, DaemonSettings),
+    Run(Settings, Box<DaemonSettings>),
     /// Refresh every target once.
     Once(Settings),
     /// Print a text.
@@ -111,6 +111,8 @@ pub struct DaemonSettings {
     pub state_file: Option<PathBuf>,
     /// The pod that Kubernetes Events are published about; `None` if none are.
     pub event_pod: Option<PodRef>,
+    /// The agent's own node, from which it removes the startup taint; `None` if it removes none.
+    pub startup_taint_node: Option<Name>,
 }
 
 /// How to ask registries.

@@ -32,6 +32,8 @@ pub struct AuthFiles {
     files: Vec<AuthFileState>,
     /// One at most for each file.
     writes: JoinSet<WriteEnded>,
+    /// How often a file was repaired after another program had changed it.
+    repairs: u64,
 }
 
 /// An auth file, as the daemon keeps it.
@@ -97,7 +99,7 @@ impl AuthFiles {
                 fighting_since: None,
             }
         };
-        Self { files: files.iter().map(state).collect(), writes: JoinSet::new() }
+        Self { files: files.iter().map(state).collect(), writes: JoinSet::new(), repairs: 0 }
     }
 
     /// The files.
@@ -220,6 +222,9 @@ impl AuthFiles {
             }
         }
         let mut drift = state.scheduler.end(change, now, fastrand::f64());
+        if matches!(drift, DriftEvent::Repaired | DriftEvent::Fight) {
+            self.repairs += 1;
+        }
         if state.waiting.as_mut().is_some_and(|waiting| waiting.is_newly_longer(LONG_WAIT, now)) {
             drift = DriftEvent::LongWait;
         }
@@ -233,6 +238,12 @@ impl AuthFiles {
     #[must_use]
     pub fn is_writing(&self) -> bool {
         self.files.iter().any(|state| state.writing.is_some())
+    }
+
+    /// How often this agent has repaired a file after another program had changed it.
+    #[must_use]
+    pub fn repairs(&self) -> u64 {
+        self.repairs
     }
 
     /// Whether there is no file to keep.

@@ -22,10 +22,11 @@ use crate::pull_secret::shared;
 use crate::report::agent_state::Failure;
 use crate::report::exit::{ExitStatus, failed};
 use crate::report::metrics::Metrics;
-use crate::report::server::{Query, serve};
+use crate::report::server::{Query, Readiness, serve};
 use crate::report::systemd::Systemd;
 use crate::round::{count_published, log_fetched, log_published};
 use crate::settings::{DaemonSettings, Settings};
+use crate::startup_taint::{self, Credentials, StartupState};
 use crate::time::clock;
 use crate::time::timer::{Deadline, Now, Timer};
 use crate::token::TokenStore;
@@ -62,8 +63,15 @@ struct Agent {
     wanted: watch::Sender<Arc<Wanted>>,
     /// Why the pull secrets are not ready; `None` if readiness does not depend on them.
     pull_secrets: Option<watch::Receiver<NotReadyReason>>,
+    startup: Startup,
     /// Both clocks at the start of the last turn.
     clock: Now,
+}
+
+/// The ends of the channels to the task that knows when the kubelet uses the credentials.
+struct Startup {
+    credentials: watch::Sender<Credentials>,
+    state: watch::Receiver<StartupState>,
 }
 
 /// What the daemon reports to.
@@ -123,6 +131,7 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
         },
         wanted,
         pull_secrets,
+        startup: start_startup_taint(&mut tasks, &settings, &daemon),
         clock: now,
     };
     info!("started");
@@ -150,6 +159,8 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
             event = agent.watches.event() => agent.record_watch(event),
             result = agent.sources.finished() => agent.record_attempt(result),
             ended = agent.files.finished() => agent.record_write(ended),
+            // The next turn takes it from there.
+            Ok(()) = agent.startup.state.changed() => {}
             () = agent.reports.systemd.sendable() => {}
             () = agent.reports.state_file.written() => {}
             ended = timer.wait(next) => ended?,
@@ -180,6 +191,22 @@ fn start_pull_secrets(
     Some(not_ready)
 }
 
+/// Starts the task of the startup taint, if there are auth files.
+fn start_startup_taint(
+    tasks: &mut JoinSet<io::Result<()>>,
+    settings: &Settings,
+    daemon: &DaemonSettings,
+) -> Startup {
+    let (credentials, new_credentials) = watch::channel(Credentials::Missing);
+    let (new_state, state) = watch::channel(StartupState::default());
+    let files: Vec<_> = settings.auth_files.iter().map(|file| file.path.clone()).collect();
+    if !files.is_empty() {
+        let node = daemon.startup_taint_node.clone();
+        tasks.spawn(startup_taint::run(files, node, new_credentials, new_state));
+    }
+    Startup { credentials, state }
+}
+
 /// What is watched: each auth file, and the files that credentials come from.
 fn watched(settings: &Settings, daemon: &DaemonSettings) -> Vec<(Subject, Vec<WatchedPath>)> {
     let file = |(number, file): (usize, &crate::auth_file::AuthFile)| {
@@ -207,6 +234,18 @@ impl Agent {
         for path in self.files.newly_slow(now) {
             warn!(path = %path.display(), "a write takes long; its file system may hang");
         }
+        let is_ready = self.not_ready(now).is_empty();
+        let credentials = if is_ready {
+            Credentials::Valid { repairs: self.files.repairs() }
+        } else {
+            Credentials::Missing
+        };
+        self.startup.credentials.send_if_modified(|before| {
+            *before != credentials && {
+                *before = credentials;
+                true
+            }
+        });
         self.reports.systemd.status(self.sources.summary(now));
         let failures = self.failures(now);
         if self.reports.observed.receiver_count() > 0 {
@@ -224,7 +263,8 @@ impl Agent {
 
     /// What fails at the moment.
     fn failures(&self, now: Now) -> Vec<Failure> {
-        [self.sources.failures(), self.files.failures(now)].concat()
+        let startup = self.startup.state.borrow().failure.clone();
+        [self.sources.failures(), self.files.failures(now), startup.into_iter().collect()].concat()
     }
 
     /// The earliest moment at which something is due.
@@ -284,7 +324,7 @@ impl Agent {
     fn answer(&self, query: Query) {
         match query {
             Query::Alive(answer) => drop(answer.send(())),
-            Query::NotReady(answer) => drop(answer.send(self.not_ready(clock::both()))),
+            Query::Ready(answer) => drop(answer.send(self.readiness(clock::both()))),
             Query::Metrics(answer) => {
                 let now = clock::both();
                 self.reports.metrics.registries(&readiness::registries(
@@ -297,6 +337,16 @@ impl Agent {
                 self.reports.metrics.failing(&self.failures(now));
                 drop(answer.send(self.reports.metrics.text()));
             }
+        }
+    }
+
+    fn readiness(&self, now: Now) -> Readiness {
+        let reasons = self.not_ready(now);
+        if reasons.is_empty() {
+            let used_from = self.startup.state.borrow().used_from;
+            Readiness::Ready(used_from.filter(|from| now.wall < *from))
+        } else {
+            Readiness::NotReady(reasons)
         }
     }
 

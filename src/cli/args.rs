@@ -103,6 +103,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAMESPACE/NAME/UID", env = "ECR_NODE_AGENT_EVENT_POD", hide_env_values = true)]
     pub(super) event_pod: Option<Maybe<PodRef>>,
 
+    /// Remove the taint `ecr-node-agent/not-ready` from this node, the agent's own, once the kubelet uses the credentials. It
+    /// needs the permission to patch that node. [default: off]
+    #[arg(long, value_name = "NODE", env = "ECR_NODE_AGENT_STARTUP_TAINT_NODE", hide_env_values = true)]
+    pub(super) startup_taint_node: Option<Maybe<Name>>,
+
     #[command(flatten)]
     pub(super) dry_run: DryRunArgs,
 

@@ -119,8 +119,11 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
     if is_endless {
         return Err(UsageError::NoInterval);
     }
+    let startup_taint_node = args.startup_taint_node.and_then(|maybe| maybe.0);
     if !no_auth_file {
         only_named_secrets(&settings.pull_secrets)?;
+    } else if startup_taint_node.is_some() {
+        return Err(UsageError::TaintWithoutFiles);
     }
     let daemon = DaemonSettings {
         policy,
@@ -128,8 +131,9 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
         credential_files,
         state_file,
         event_pod: args.event_pod.and_then(|maybe| maybe.0),
+        startup_taint_node,
     };
-    Ok((Command::Run(settings, daemon), args.log))
+    Ok((Command::Run(settings, Box::new(daemon)), args.log))
 }
 
 fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), UsageError> {

@@ -33,6 +33,10 @@ pub enum UsageError {
         "--no-auth-file without a pull secret leaves nothing to do: give --pull-secret, or --pull-secret-selector"
     )]
     NothingToKeep,
+    #[error(
+        "--startup-taint-node needs an auth file: without one, the kubelet's credentials do not depend on the agent"
+    )]
+    TaintWithoutFiles,
     #[error("--pull-secret {secret} is given twice")]
     SamePullSecret { secret: String },
     #[error("--pull-secret-selector and --pull-secret-name belong together")]

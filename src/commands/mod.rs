@@ -21,7 +21,7 @@ pub fn run(command: Command) -> ExitStatus {
         Err(error) => return failed(&error, ExitStatus::Unexpected),
     };
     let exit_status = match command {
-        Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, daemon))),
+        Command::Run(settings, daemon) => runtime.block_on(Box::pin(agent::run(settings, *daemon))),
         Command::Once(settings) => runtime.block_on(Box::pin(once::run(&settings))),
         Command::Remove { auth_files, registries, pull_secrets, dry_run, stay } => {
             let removal = Box::pin(files::remove(&auth_files, &registries, &pull_secrets, dry_run));

@@ -11,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -38,10 +39,19 @@ const BIND: Duration = Duration::from_secs(30);
 pub enum Query {
     /// Whether the loop runs.
     Alive(oneshot::Sender<()>),
-    /// Why the agent is not ready, a line each; empty if it is.
-    NotReady(oneshot::Sender<Vec<String>>),
+    /// Whether the agent is ready.
+    Ready(oneshot::Sender<Readiness>),
     /// The metrics, as text.
     Metrics(oneshot::Sender<String>),
+}
+
+/// Whether the agent is ready.
+#[derive(Debug)]
+pub enum Readiness {
+    /// It is. With a time, the kubelet may use what it read before until then.
+    Ready(Option<Timestamp>),
+    /// Why it is not, a line each.
+    NotReady(Vec<String>),
 }
 
 /// Serves until dropped. An address that is in use is tried again, while the agent works without it.
@@ -115,9 +125,15 @@ async fn answer(request: &Request<Incoming>, queries: &mpsc::Sender<Query>) -> R
             Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
             None => hangs(),
         },
-        "/readyz" => match ask(queries, Query::NotReady).await {
-            Some(reasons) if reasons.is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
-            Some(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+        "/readyz" => match ask(queries, Query::Ready).await {
+            Some(Readiness::Ready(None)) => text(StatusCode::OK, "ok\n".to_owned()),
+            Some(Readiness::Ready(Some(from))) => {
+                let cached = "the kubelet may use what it read before until";
+                text(StatusCode::OK, format!("ok\n{cached} {from:.0}\n"))
+            }
+            Some(Readiness::NotReady(reasons)) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+            }
             None => hangs(),
         },
         _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz\n".to_owned()),

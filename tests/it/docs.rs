@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of other programs that the documentation names.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 11] = [
     "--cluster-signing-duration",
     "--create-namespace",
     "--data-dir",
@@ -17,8 +17,10 @@ const FOREIGN: [&str; 9] = [
     "--kubelet-root-dir",
     "--image-credential-provider-config",
     "--image-credential-provider-bin-dir",
+    "--register-with-taints",
     "--root-dir",
     "--service-account-issuer",
+    "--startup-taint",
 ];
 
 /// What a page holds that can be wrong.

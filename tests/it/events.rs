@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// Runs the program where the kubelet would mount the service account's token.
-const IN_A_POD: &str = r#"
+pub const IN_A_POD: &str = r#"
 set -eu
 mount -t tmpfs tmpfs /run
 mkdir -p /run/secrets/kubernetes.io/serviceaccount /var/run

@@ -33,6 +33,7 @@ mod roles_anywhere;
 mod runbook;
 mod schema;
 mod serve;
+mod startup_taint;
 mod stories;
 mod stuck;
 mod tidy;

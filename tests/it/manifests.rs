@@ -20,7 +20,7 @@ const NOT_IN_THE_CHART: [(&str, &str); 4] = [
     ("ECR_NODE_AGENT_TIMEOUT", "for --once only: the daemon never gives up"),
 ];
 /// The namespace of everything in `golden/` and `install.yaml`.
-const NAMESPACE: &str = "ecr-node-agent";
+pub const NAMESPACE: &str = "ecr-node-agent";
 
 fn daemonset() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")
@@ -159,7 +159,7 @@ fn default_account(namespace: &str) -> Value {
 }
 
 /// The cluster with `install.yaml` in it, installed as a user does it.
-fn installed() -> &'static Cluster {
+pub fn installed() -> &'static Cluster {
     static INSTALLED: std::sync::Once = std::sync::Once::new();
     let cluster = shared();
     INSTALLED.call_once(|| {
@@ -246,8 +246,9 @@ fn the_api_server_accepts_every_manifest_and_every_pod_of_it() {
             let text = spec.to_string();
 
             let on_node = workload["kind"] == "DaemonSet";
-            // Only an agent that keeps pull secrets or publishes Events has a token for the API server.
-            let keeps_secrets = !on_node || ["secrets-on-nodes", "everything-watched"].contains(&&*name);
+            // Only an agent that keeps pull secrets, publishes Events or removes a taint has a token for the API server.
+            let keeps_secrets =
+                !on_node || ["secrets-on-nodes", "everything-watched", "startup-taint"].contains(&&*name);
             assert_eq!(spec["automountServiceAccountToken"], json!(keeps_secrets), "{name}");
             assert_eq!(text.contains("kube-api-access"), keeps_secrets, "{name}: {text}");
             // system-node-critical and system-cluster-critical
@@ -333,7 +334,8 @@ fn the_installed_pods_need_the_nodes_directory_and_network_and_nothing_else() {
 /// The variables of a container.
 fn variables(container: &Value) -> BTreeMap<String, String> {
     let variables = container["env"].as_array().unwrap().iter().filter_map(|variable| {
-        let value = variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1");
+        let value =
+            variable["value"].as_str()?.replace("$(HOST_IP)", "192.0.2.1").replace("$(NODE_NAME)", "node-1");
         Some((variable["name"].as_str().unwrap().to_owned(), value))
     });
     variables.collect()
@@ -377,7 +379,7 @@ fn the_program_accepts_the_options_of_every_manifest() {
 }
 
 /// Applies a file without a dry run: Roles have an effect only once they exist.
-fn apply(cluster: &Cluster, name: &str) {
+pub fn apply(cluster: &Cluster, name: &str) {
     cluster.kubectl(&["apply", "--server-side", "-f", golden()[name].to_str().unwrap()]);
 }
 
@@ -394,7 +396,7 @@ fn may(cluster: &Cluster, account: &str, what: &str) -> bool {
 }
 
 /// Waits until the API server applies a change that it has accepted.
-fn soon(what: &str, mut is: impl FnMut() -> bool) {
+pub fn soon(what: &str, mut is: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is() {
         assert!(start.elapsed().as_secs() < 60, "{what}");

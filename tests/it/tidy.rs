@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts of the program, lowest first. Each may use the parts before it, and no other.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "time",
     "docker_config",
     "report",
@@ -13,6 +13,7 @@ const LAYERS: [&str; 15] = [
     "auth_file",
     "pull_secret",
     "events",
+    "startup_taint",
     "settings",
     "token",
     "round",
@@ -38,7 +39,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 const ANY_MAY_USE: &str = "crate::time::schedule";
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 26] = [
+const PURE: [&str; 27] = [
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",
@@ -65,6 +66,7 @@ const PURE: [&str; 26] = [
     "src/pull_secret/names.rs",
     "src/pull_secret/reconcile.rs",
     "src/pull_secret/schedule.rs",
+    "src/startup_taint/kubelet_view.rs",
 ];
 /// What would be I/O, a clock or chance.
 const IMPURE: [&str; 11] = [

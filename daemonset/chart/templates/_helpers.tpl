@@ -379,6 +379,8 @@ kubectl label --overwrite namespace {{ include "ecr-node-agent.namespace" . }} p
 {{- end -}}
 {{- if .Values.nodeAgent -}}
 {{- include "ecr-node-agent.checkNodes" . -}}
+{{- else if .Values.startupTaint.enabled -}}
+{{- fail "startupTaint.enabled needs nodeAgent: without an agent on the node nothing removes the taint" -}}
 {{- end -}}
 {{- if and .Values.metrics.enabled (regexMatch `^(127\.|\[::1\])` .Values.metrics.address) -}}
 {{- fail "metrics.address is loopback, which only the node itself can reach: set metrics.enabled=false instead" -}}
@@ -412,6 +414,9 @@ kubectl label --overwrite namespace {{ include "ecr-node-agent.namespace" . }} p
 {{- end -}}
 {{- if and .Release.IsInstall (has (include "ecr-node-agent.podSecurity" .) (list "baseline" "restricted")) -}}
 {{- fail (printf "the namespace's level of Pod Security refuses pods that mount a directory of the node: %s" (include "ecr-node-agent.labelCommand" .)) -}}
+{{- end -}}
+{{- if and .Values.startupTaint.enabled (semverCompare "<1.30-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail "startupTaint.enabled needs Kubernetes 1.30: in older clusters nothing limits an agent to its own node" -}}
 {{- end -}}
 {{- $surge := dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy | toString -}}
 {{- $port := include "ecr-node-agent.listen" (dict "root" . "port" .Values.port "hostNetwork" .Values.hostNetwork) -}}

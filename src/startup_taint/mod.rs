@@ -1,0 +1,175 @@
+//! When the kubelet uses the credentials, and the taint that keeps pods off the node until then.
+//!
+//! Nodes may register with a taint (`ecr-node-agent/not-ready:NoSchedule`). The agent removes it once: when every registry has a
+//! valid entry, and the kubelet cannot be using an older look at the file. The agent never adds it, so neither a restart of the
+//! agent nor a later failure keeps pods away.
+
+pub mod kubelet_view;
+pub mod node;
+
+use crate::pull_secret::names::Name;
+use crate::report::agent_state::Failure;
+use crate::report::exit::chain;
+use crate::report::redact::redact;
+use crate::time::clock;
+use crate::time::retry::{Backoff, Retry};
+use jiff::{SignedDuration, Timestamp};
+use kubelet_view::Evidence;
+use node::{Removal, TAINT, remove_taint};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+/// The class of a failure to remove the taint.
+const CLASS: &str = "startup_taint";
+/// The socket that the kubelet makes at each start, below its root directory.
+const KUBELET_SOCKET: &str = "device-plugins/kubelet.sock";
+/// How long the node's file system may take to show two times.
+const LOOK: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts to remove the taint.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// The longest error that is shown, in characters.
+const MAX_ERROR: usize = 300;
+
+/// Whether the auth files hold what the kubelet needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// A registry has no valid entry.
+    Missing,
+    /// Every registry has a valid entry.
+    Valid {
+        /// How often the agent has repaired a file, since the kubelet may have read what was there before a repair. A new token is no
+        /// repair: the one before it is still valid.
+        repairs: u64,
+    },
+}
+
+/// What the task finds out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StartupState {
+    /// From when on the kubelet uses the credentials at the latest; `None` while there are none.
+    pub used_from: Option<Timestamp>,
+    /// Why the taint could not be removed; `None` if nothing failed.
+    pub failure: Option<Failure>,
+}
+
+/// Follows the credentials, and removes the taint from `node` when the kubelet uses them. Never ends by itself.
+///
+/// # Errors
+/// None at present; the result is that of every task of the agent.
+pub async fn run(
+    auth_files: Vec<PathBuf>,
+    mut node: Option<Name>,
+    mut credentials: watch::Receiver<Credentials>,
+    state: watch::Sender<StartupState>,
+) -> io::Result<()> {
+    loop {
+        let current = *credentials.borrow_and_update();
+        let follow = async {
+            if current == Credentials::Missing {
+                set(&state, StartupState::default());
+                return;
+            }
+            let wait = remaining(&auth_files).await;
+            set(&state, StartupState { used_from: Some(from_now(wait)), failure: None });
+            if let Some(own) = &node {
+                info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
+                sleep(wait).await;
+                until_removed(own, &state).await;
+                node = None;
+            }
+        };
+        let changed = tokio::select! {
+            biased;
+            changed = credentials.changed() => changed,
+            () = follow => credentials.changed().await,
+        };
+        if changed.is_err() {
+            // The agent is about to end.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Tries until the taint is gone.
+async fn until_removed(node: &Name, state: &watch::Sender<StartupState>) {
+    let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_PAUSE);
+    let mut since = None;
+    loop {
+        match remove_taint(node).await {
+            Ok(Removal::Removed) => info!(%node, taint = TAINT, "removed the startup taint"),
+            Ok(Removal::NotThere) => info!(%node, taint = TAINT, "the node has no startup taint"),
+            Err(error) => {
+                let error = redact(&chain(&error), MAX_ERROR);
+                let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
+                if backoff.failures() == 1 {
+                    warn!(%node, taint = TAINT, error, "cannot remove the startup taint; no pod is scheduled on this node");
+                } else {
+                    debug!(%node, taint = TAINT, error, "cannot remove the startup taint");
+                }
+                let failure = Failure {
+                    subject: format!("node {node}"),
+                    class: CLASS.to_owned(),
+                    error: format!("cannot remove the taint {TAINT}: {error}"),
+                    since: *since.get_or_insert_with(clock::now),
+                    next_attempt: Some(from_now(delay)),
+                };
+                state.send_modify(|state| state.failure = Some(failure));
+                sleep(delay).await;
+                continue;
+            }
+        }
+        state.send_if_modified(|state| state.failure.take().is_some());
+        return;
+    }
+}
+
+/// How long it is until the kubelet cannot be using an older look at any of the files.
+async fn remaining(auth_files: &[PathBuf]) -> Duration {
+    let files = auth_files.to_vec();
+    let look = tokio::task::spawn_blocking(move || {
+        let now = clock::both().wall;
+        let waits = files.iter().map(|file| {
+            let evidence = evidence(file)?;
+            Ok::<_, io::Error>(kubelet_view::remaining(evidence, now))
+        });
+        waits.map(|wait| wait.unwrap_or(kubelet_view::LONGEST)).max()
+    });
+    // Without an answer the longest time applies.
+    let waits = timeout(LOOK, look).await.ok().and_then(Result::ok).flatten();
+    waits.unwrap_or(kubelet_view::LONGEST)
+}
+
+/// The times that the node shows. Both are changes of the inode, which no program can set.
+fn evidence(auth_file: &Path) -> io::Result<Evidence> {
+    // A symlink that changed shows another file from then on.
+    let changed = changed(&fs::symlink_metadata(auth_file)?)?.max(changed(&fs::metadata(auth_file)?)?);
+    let socket = auth_file.parent().map(|directory| directory.join(KUBELET_SOCKET));
+    let socket = socket.and_then(|socket| fs::symlink_metadata(socket).ok());
+    let kubelet_started = socket.and_then(|socket| self::changed(&socket).ok());
+    Ok(Evidence { changed, kubelet_started })
+}
+
+fn changed(metadata: &fs::Metadata) -> io::Result<Timestamp> {
+    let nanoseconds = i32::try_from(metadata.ctime_nsec()).map_err(io::Error::other)?;
+    Timestamp::new(metadata.ctime(), nanoseconds).map_err(io::Error::other)
+}
+
+fn from_now(wait: Duration) -> Timestamp {
+    let wait = SignedDuration::try_from(wait).unwrap_or_default();
+    clock::now().checked_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+fn set(state: &watch::Sender<StartupState>, new: StartupState) {
+    state.send_if_modified(|state| {
+        *state != new && {
+            *state = new;
+            true
+        }
+    });
+}

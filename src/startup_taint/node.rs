@@ -1,0 +1,105 @@
+//! The requests that remove the startup taint from a node.
+//!
+//! They need one permission, to patch the node: a patch without changes answers with the node.
+
+use crate::pull_secret::names::Name;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::ApiResource;
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The key of the taint, whatever its value and effect.
+pub const TAINT: &str = "ecr-node-agent/not-ready";
+/// The agent's name in the node's `managedFields`.
+const FIELD_MANAGER: &str = "ecr-node-agent";
+/// How long both requests together may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Why the taint could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The pod has no service account.
+    #[error("cannot find the API server and the service account of this pod")]
+    NotInCluster(#[source] kube::config::InClusterError),
+    /// The service account cannot be used.
+    #[error("cannot make a client for the API server")]
+    Client(#[source] kube::Error),
+    /// The API server refused, or could not be reached.
+    #[error("cannot patch node {node}")]
+    Patch {
+        /// The node.
+        node: Name,
+        /// What the API server or the connection said.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The API server did not answer.
+    #[error("the API server did not answer within {} s", LIMIT.as_secs())]
+    TooSlow,
+}
+
+/// What a removal found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// The node had the taint.
+    Removed,
+    /// The node did not have the taint.
+    NotThere,
+}
+
+/// Removes the taint from the node. All other taints stay.
+///
+/// # Errors
+/// When the node is as it was, or when that is not known.
+pub async fn remove_taint(node: &Name) -> Result<Removal, NodeError> {
+    timeout(LIMIT, attempt(node)).await.unwrap_or(Err(NodeError::TooSlow))
+}
+
+async fn attempt(node: &Name) -> Result<Removal, NodeError> {
+    // The service account of this pod, and no other: a kubeconfig could run a program.
+    let config = Config::incluster().map_err(NodeError::NotInCluster)?;
+    let client = Client::try_from(config).map_err(NodeError::Client)?;
+    // Dynamic, so that a field of a taint that this program does not know is not lost.
+    let nodes: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
+    let patch = async |params: PatchParams, changes: &Value| {
+        let patched = nodes.patch(node.as_str(), &params, &Patch::Merge(changes)).await;
+        patched.map_err(|source| NodeError::Patch { node: node.clone(), source: Box::new(source) })
+    };
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let found = patch(PatchParams { dry_run: true, ..params.clone() }, &json!({})).await?;
+    let Some(rest) = without_taint(&found.data) else { return Ok(Removal::NotThere) };
+    // The version makes it a conflict if another client has changed the taints meanwhile.
+    let version = found.metadata.resource_version;
+    let changes = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": rest } });
+    patch(params, &changes).await?;
+    Ok(Removal::Removed)
+}
+
+/// The other taints of a node; `None` if it does not have ours.
+fn without_taint(node: &Value) -> Option<Vec<&Value>> {
+    let taints = node["spec"]["taints"].as_array()?;
+    let rest: Vec<_> = taints.iter().filter(|taint| taint["key"] != TAINT).collect();
+    (rest.len() < taints.len()).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_taint_of_this_key_goes() {
+        let ours = json!({ "key": TAINT, "effect": "NoSchedule" });
+        let twice = json!({ "key": TAINT, "effect": "NoExecute", "value": "x" });
+        let other = json!({ "key": "node.kubernetes.io/not-ready", "effect": "NoExecute", "later": 1 });
+        let similar = json!({ "key": "ecr-node-agent/not-ready-yet", "effect": "NoSchedule" });
+        let node = |taints: &[&Value]| json!({ "spec": { "taints": taints } });
+        assert_eq!(without_taint(&json!({})), None);
+        assert_eq!(without_taint(&node(&[])), None);
+        assert_eq!(without_taint(&node(&[&other, &similar])), None);
+        assert_eq!(without_taint(&node(&[&ours])), Some(vec![]));
+        assert_eq!(without_taint(&node(&[&other, &ours, &similar, &twice])), Some(vec![&other, &similar]));
+    }
+}

@@ -1,0 +1,220 @@
+//! The startup taint, on a real API server, with the rights and the policy that the chart renders.
+
+use crate::cluster::{Api, Cluster, Refused, unique};
+use crate::events::IN_A_POD;
+use crate::manifests::{NAMESPACE, apply, installed, soon};
+use crate::needs::{Need, all_here};
+use crate::node::{Node, Running};
+use crate::serve::{address, get};
+use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt as _;
+
+const TAINT: &str = "ecr-node-agent/not-ready";
+/// The service account of `golden/startup-taint.yaml`.
+const ACCOUNT: &str = "tainted";
+
+fn taint(key: &str) -> Value {
+    json!({ "key": key, "effect": "NoSchedule" })
+}
+
+/// A new node in the cluster, with the startup taint and another one.
+fn tainted_node(cluster: &Cluster) -> String {
+    let name = unique("node");
+    let node = json!({
+        "metadata": { "name": name, "labels": { "pool": "a" } },
+        "spec": { "taints": [taint("example.com/other"), taint(TAINT)] },
+    });
+    let taints = json!({ "spec": { "taints": node["spec"]["taints"] } });
+    cluster.api().create("/api/v1/nodes", &node).unwrap();
+    // The API server adds the taint of a node that is not ready, which a controller would remove.
+    cluster.api().patch(&format!("/api/v1/nodes/{name}"), &taints).unwrap();
+    name
+}
+
+/// A token of an agent's pod on that node; `None` for a token that belongs to no pod.
+fn token(cluster: &Cluster, node: Option<&str>) -> String {
+    let mut request = json!({ "spec": { "expirationSeconds": 3600 } });
+    if let Some(node) = node {
+        let pod = json!({
+            "metadata": { "name": unique("agent") },
+            "spec": {
+                "serviceAccountName": ACCOUNT, "nodeName": node,
+                "containers": [{ "name": "agent", "image": "registry.example/x" }],
+            },
+        });
+        let pod = cluster.api().create(&format!("/api/v1/namespaces/{NAMESPACE}/pods"), &pod).unwrap();
+        let metadata = &pod["metadata"];
+        request["spec"]["boundObjectRef"] =
+            json!({ "kind": "Pod", "apiVersion": "v1", "name": metadata["name"], "uid": metadata["uid"] });
+    }
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
+    let answer = cluster.api().create(&path, &request).unwrap();
+    answer["status"]["token"].as_str().unwrap().to_owned()
+}
+
+fn taints(cluster: &Cluster, node: &str) -> Vec<String> {
+    let node = cluster.api().get(&format!("/api/v1/nodes/{node}")).unwrap();
+    let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    taints.iter().map(|taint| taint["key"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The rights and the policy of the chart, in effect.
+fn granted() -> &'static Cluster {
+    let cluster = installed();
+    apply(cluster, "startup-taint");
+    let node = tainted_node(cluster);
+    let user = json!({ "token": token(cluster, None) });
+    let api = Api::new(&cluster.kubeconfig_at(&unique("no-pod"), &cluster.url(), &user));
+    soon("the policy has no effect", || {
+        let refused = api.patch(&format!("/api/v1/nodes/{node}"), &json!({}));
+        // Until the role and the policy are in effect, RBAC refuses, and then nothing does.
+        refused.is_err_and(|Refused(_, _, why)| why.contains("its own node, with the token of its pod"))
+    });
+    cluster
+}
+
+/// Makes the socket that a kubelet makes when it starts, later than the auth file by the kernel's clock for files.
+fn start_kubelet(node: &Node) {
+    let written = std::fs::metadata(node.auth_file()).unwrap();
+    let socket = "kubelet/device-plugins/kubelet.sock";
+    loop {
+        node.write(socket, "");
+        let made = std::fs::metadata(node.path(socket)).unwrap();
+        if (made.ctime(), made.ctime_nsec()) > (written.ctime(), written.ctime_nsec()) {
+            return;
+        }
+    }
+}
+
+/// Starts the agent as its pod on that node would run.
+fn start<'a>(node: &'a mut Node, cluster: &Cluster, name: &str) -> Running<'a> {
+    node.set("ECR_NODE_AGENT_STARTUP_TAINT_NODE", name);
+    start_with(node, cluster, &token(cluster, Some(name)))
+}
+
+fn start_with<'a>(node: &'a mut Node, cluster: &Cluster, token: &str) -> Running<'a> {
+    node.write("account/token", token);
+    node.write("account/ca.crt", &std::fs::read_to_string(cluster.ca_file()).unwrap());
+    node.write("account/namespace", NAMESPACE);
+    node.set("ACCOUNT", node.path("account").to_str().unwrap());
+    node.set("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+    node.set("KUBERNETES_SERVICE_PORT", &cluster.port().to_string());
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_A_POD, "sh"];
+    node.start_under(&wrapper, &["--listen", "127.0.0.1:0"])
+}
+
+#[test]
+fn the_taint_goes_at_once_if_the_file_was_valid_before_the_kubelet_started() {
+    if !all_here(&[Need::ApiServer, Need::Mounts]) {
+        return;
+    }
+    let cluster = granted();
+    let name = tainted_node(cluster);
+    let mut node = Node::new();
+    // The boot unit, and then the kubelet.
+    node.once(&[]).expect(0, &[]);
+    start_kubelet(&node);
+    let agent = start(&mut node, cluster, &name);
+    agent.wait("the removal", || taints(cluster, &name) == ["example.com/other"]);
+    agent.wait_for("removed the startup taint", 1);
+    assert_eq!(get(&address(&agent), "/readyz"), (200, "ok\n".to_owned()));
+    agent.stop().expect(0, &["\"in_s\":0"]);
+
+    let agent = start(&mut node, cluster, &name);
+    agent.wait_for("the node has no startup taint", 1);
+    agent.stop().expect(0, &[]);
+    assert_eq!(taints(cluster, &name), ["example.com/other"]);
+}
+
+#[test]
+fn the_taint_stays_while_the_kubelet_may_have_cached_that_there_was_no_file() {
+    if !all_here(&[Need::ApiServer, Need::Mounts]) {
+        return;
+    }
+    let cluster = granted();
+    let name = tainted_node(cluster);
+    let mut node = Node::new();
+    node.write("kubelet/device-plugins/kubelet.sock", "");
+    let agent = start(&mut node, cluster, &name);
+    agent.wait_for("will remove the startup taint", 1);
+    let (code, answer) = get(&address(&agent), "/readyz");
+    assert!(
+        code == 200 && answer.starts_with("ok\nthe kubelet may use what it read before until "),
+        "{answer}"
+    );
+    assert_eq!(taints(cluster, &name), ["example.com/other", TAINT]);
+    let run = agent.stop().expect(0, &[]);
+    let (_, wait) = run.err.split_once("\"in_s\":").unwrap();
+    let wait: u64 = wait.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    assert!(wait > 60, "{wait}");
+}
+
+#[test]
+fn a_taint_that_cannot_be_removed_is_reported() {
+    if !all_here(&[Need::ApiServer, Need::Mounts]) {
+        return;
+    }
+    let cluster = granted();
+    let name = tainted_node(cluster);
+    let mut node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    start_kubelet(&node);
+    let status = node.path("state.json");
+    // Its pod is on another node, so the policy refuses.
+    node.set("ECR_NODE_AGENT_STARTUP_TAINT_NODE", &name);
+    let agent = start_with(&mut node, cluster, &token(cluster, Some(&tainted_node(cluster))));
+    agent.wait_for("cannot remove the startup taint; no pod is scheduled on this node", 1);
+    agent.wait("the state", || {
+        std::fs::read_to_string(&status).is_ok_and(|text| text.contains("startup_taint"))
+    });
+    assert_eq!(taints(cluster, &name), ["example.com/other", TAINT]);
+    agent.stop().expect(0, &["its own node, with the token of its pod"]);
+}
+
+#[test]
+fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_else() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = granted();
+    let (own, other) = (tainted_node(cluster), tainted_node(cluster));
+    let user = json!({ "token": token(cluster, Some(&own)) });
+    let api = Api::new(&cluster.kubeconfig_at(&unique("own"), &cluster.url(), &user));
+    let path = |node: &str| format!("/api/v1/nodes/{node}");
+    let both = [taint("example.com/other"), taint(TAINT)];
+    let cases = [
+        (json!({ "spec": { "taints": [] } }), "change no other taint"),
+        (json!({ "spec": { "taints": [taint(TAINT)] } }), "change no other taint"),
+        (json!({ "spec": { "taints": [both[0], both[1], taint("new")] } }), "change no other taint"),
+        (
+            json!({ "spec": { "taints": [{ "key": both[0]["key"], "effect": "NoExecute" }] } }),
+            "change no other taint",
+        ),
+        (json!({ "spec": { "unschedulable": true } }), "and nothing else"),
+        (json!({ "spec": { "providerID": "aws:///x" } }), "and nothing else"),
+        (json!({ "metadata": { "labels": { "pool": "b" } } }), "and nothing else"),
+        (json!({ "metadata": { "annotations": { "a": "b" } } }), "and nothing else"),
+        (json!({ "metadata": { "finalizers": ["example.com/x"] } }), "and nothing else"),
+    ];
+    for (changes, words) in cases {
+        let Refused(code, _, why) = api.patch(&path(&own), &changes).unwrap_err();
+        assert!((code == 422 || code == 403) && why.contains(words), "{changes}: {code} {why}");
+    }
+    let removal = json!({ "spec": { "taints": [taint("example.com/other")] } });
+    let Refused(_, _, why) = api.patch(&path(&other), &removal).unwrap_err();
+    assert!(why.contains("its own node"), "{why}");
+    // RBAC allows no other verb, and no other resource.
+    for refused in [
+        api.get(&path(&own)),
+        api.delete(&path(&own)),
+        api.patch(&format!("{}/status", path(&own)), &json!({})),
+    ] {
+        let Refused(code, _, why) = refused.unwrap_err();
+        assert!(code == 403 && why.contains("cannot"), "{code} {why}");
+    }
+    api.patch(&path(&own), &removal).unwrap();
+    assert_eq!(taints(cluster, &own), ["example.com/other"]);
+    assert_eq!(taints(cluster, &other), ["example.com/other", TAINT]);
+    // Other users are not affected.
+    cluster.api().patch(&path(&other), &json!({ "metadata": { "labels": { "pool": "b" } } })).unwrap();
+}
