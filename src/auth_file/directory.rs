@@ -3,6 +3,7 @@
 //! All names are looked up in the open directory, so the directory cannot be exchanged in between. No call follows a
 //! symlink.
 
+use super::selinux;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
@@ -53,7 +54,7 @@ pub struct Symlink {
 
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {step}")]
+#[error("cannot {step}{}", selinux::hint(*errno))]
 pub struct StepError {
     /// What was attempted, as a verb phrase.
     pub step: &'static str,

@@ -39,6 +39,7 @@ pub mod publish;
 pub mod read;
 pub mod replace;
 pub mod rest;
+pub mod selinux;
 pub mod set_aside;
 pub mod symlinks;
 pub mod update;
