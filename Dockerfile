@@ -13,9 +13,11 @@ WORKDIR /src
 # First the dependencies, from the manifests alone, so that a change in src reuses this layer. Cargo needs a source file in
 # every package and target of the workspace. No cache mounts: a builder can store a layer elsewhere, but not such a mount.
 COPY Cargo.toml Cargo.lock ./
+COPY benches/floor/Cargo.toml benches/floor/
 COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
-RUN mkdir -p src benches examples tests/ecr-emulator/src \
+RUN mkdir -p src benches/floor/src examples tests/ecr-emulator/src \
     && echo '//! Empty.' >src/lib.rs \
+    && echo '//! Empty.' >benches/floor/src/lib.rs \
     && echo '//! Empty.' >tests/ecr-emulator/src/lib.rs \
     && printf '//! Empty.\nfn main() {}\n' >src/main.rs \
     && sed -n '/^\[\[bench\]\]$/{n;s/^name = "\(.*\)"$/benches\/\1.rs/p};/^\[\[example\]\]$/{n;s/^name = "\(.*\)"$/examples\/\1.rs/p}' \

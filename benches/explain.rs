@@ -4,15 +4,20 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the figures are what this program is for")]
 
+#[path = "shared/cost.rs"]
 mod cost;
+#[path = "shared/table.rs"]
+mod table;
 
 use clap::Parser as _;
-use cost::{Cost, at_most, median, spread};
+use cost::{Cost, Figures};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use table::{table, verdict};
 
 /// The target.
 const CPU_MS: f64 = 5.0;
@@ -50,22 +55,20 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let command: Vec<_> =
         [program].into_iter().chain(options).chain([file.into_os_string(), image.into()]).collect();
     // Warms the caches, and shows that a credential is found: the exit code is 0.
-    Cost::of(&command, &BTreeMap::new())?;
-    let costs =
-        (0..arguments.rounds).map(|_| Cost::of(&command, &BTreeMap::new())).collect::<Result<Vec<_>, _>>()?;
-    let figures = |figure: fn(&Cost) -> f64| {
-        let mut figures: Vec<f64> = costs.iter().map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
-    };
-    let wall = figures(|cost| cost.wall.as_secs_f64() * 1e3);
-    let cpu = figures(|cost| cost.cpu.as_secs_f64() * 1e3);
-    let peak = figures(|cost| f64::from(cost.peak_kib) / 1024.0);
-    println!("explain, {} entries, {} runs; median (least to most)", arguments.entries, arguments.rounds);
-    let target = at_most(CPU_MS, "ms", median(&cpu).unwrap_or(f64::NAN));
-    println!("CPU time     {}; {target}", spread(&cpu, "ms"));
-    println!("wall time    {}", spread(&wall, "ms"));
-    println!("peak memory  {}", spread(&peak, "MiB"));
+    Cost::of(&command, &BTreeMap::new(), Path::new("/dev/null"), None)?;
+    let costs = (0..arguments.rounds)
+        .map(|_| Cost::of(&command, &BTreeMap::new(), Path::new("/dev/null"), None))
+        .collect::<Result<Vec<_>, _>>()?;
+    let cpu = Figures::cpu(&costs);
+    println!("explain, {} entries, {} runs; median (least to most)\n", arguments.entries, arguments.rounds);
+    let target = verdict(&format!("under {CPU_MS} ms"), cpu.median() < CPU_MS);
+    let rows = [
+        ["", "explain", "target"].map(str::to_owned),
+        ["CPU time".to_owned(), cpu.text(), target],
+        ["wall time".to_owned(), Figures::wall(&costs).text(), String::new()],
+        ["peak memory".to_owned(), Figures::peak(&costs).text(), String::new()],
+    ];
+    print!("{}", table(&rows));
     Ok(())
 }
 

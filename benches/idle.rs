@@ -1,20 +1,27 @@
-//! What the daemon costs while it waits: wake-ups, CPU time, memory, and whether either grows with the refreshes.
+//! What the daemon costs while it waits: wake-ups, CPU time, memory, and whether memory grows with the refreshes.
 //!
-//! `cargo bench --bench idle` takes three minutes; `-- --seconds 300 --refreshes 10000` is the long form, of 25 minutes:
-//! no source is asked more often than once a second, so the refreshes are of ten regions at a time.
+//! The daemon asks the emulator over HTTPS, and trusts the system's authorities, as on a node.
+//!
+//! `cargo bench --bench idle` takes three minutes. `-- --seconds 300 --refreshes 10000` takes 25 minutes: no token source is
+//! asked more often than once a second, so the agent refreshes ten regions at a time.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
+
+#[path = "shared/authorities.rs"]
+mod authorities;
+#[path = "shared/table.rs"]
+mod table;
 
 use clap::Parser;
 use ecr_emulator::{Api, Emulator, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use table::{table, verdict};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ecr-node-agent");
 const REGIONS: [&str; 10] = [
     "ap-northeast-1",
     "ap-south-1",
@@ -30,20 +37,23 @@ const REGIONS: [&str; 10] = [
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How long to watch the agent do nothing.
+    /// For how many seconds to watch the idle agent.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// How many refreshes to run another one through afterwards, of ten regions at a time.
+    /// How many refreshes another agent does afterwards, of ten regions at a time.
     #[arg(long, default_value_t = 500)]
     refreshes: usize,
-    /// What cargo passes to every benchmark.
+    /// The agent to measure. [default: the one that cargo has just built]
+    #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_ecr-node-agent"), hide_default_value = true)]
+    agent: PathBuf,
+    /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What the kernel says of a process.
+/// What a running process has cost until now, as the kernel accounts for it.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cost {
+struct Usage {
     wakeups: u64,
     cpu_ticks: u64,
     rss_kib: u64,
@@ -52,7 +62,7 @@ struct Cost {
     threads: usize,
 }
 
-impl Cost {
+impl Usage {
     fn of(pid: u32) -> Self {
         let process = format!("/proc/{pid}");
         let number = |text: &str, name: &str| -> u64 {
@@ -68,7 +78,7 @@ impl Cost {
         };
         for task in fs::read_dir(format!("{process}/task")).unwrap().flatten() {
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            // A thread that is switched off by its own wish had been woken for something.
+            // A thread gives up the processor once for each time that it was woken.
             cost.wakeups += number(&status, "voluntary_ctxt_switches:");
             cost.threads += 1;
         }
@@ -79,6 +89,7 @@ impl Cost {
     }
 }
 
+/// A running agent. It is killed when this is dropped.
 struct Agent(Child);
 
 impl Drop for Agent {
@@ -91,72 +102,88 @@ impl Drop for Agent {
 fn wait(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_mins(5), "{what} did not come to pass");
+        assert!(start.elapsed() < Duration::from_mins(5), "timeout: {what}");
         sleep(Duration::from_millis(2));
     }
 }
 
-fn start(aws: &Emulator, folder: &Path, regions: &[&str]) -> Agent {
+fn start(program: &Path, aws: &Emulator, folder: &Path, regions: &[&str]) -> Agent {
     let auth_file = folder.join("config.json");
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program);
     command.args(["--listen", "127.0.0.1:0", "--log-level", "warn", "--auth-file"]).arg(auth_file);
     for region in regions {
         command.args(["--registry", &format!("123456789012.dkr.ecr.{region}.amazonaws.com")]);
     }
     command.env_clear().envs(aws.environment()).env("HOME", folder);
+    command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CA_BUNDLE", bundle(aws, folder));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Agent(command.spawn().unwrap())
 }
 
-fn verdict(reached: bool) -> &'static str {
-    if reached { "reached" } else { "missed" }
+/// The system's authorities, and that of the emulator.
+#[expect(clippy::disallowed_methods, reason = "no file of a node's")]
+fn bundle(aws: &Emulator, folder: &Path) -> PathBuf {
+    let file = folder.join("bundle.pem");
+    fs::write(&file, format!("{}\n{}", authorities::system().unwrap_or_default(), aws.ca_pem())).unwrap();
+    file
+}
+
+fn mib(kib: u64) -> f64 {
+    f64::from(u32::try_from(kib).unwrap()) / 1024.0
 }
 
 fn main() {
     let arguments = Arguments::parse();
-    let aws = Emulator::start(Options::default()).unwrap();
+    let aws = Emulator::start(Options { tls: Some(Vec::new()), ..Options::default() }).unwrap();
+    print!("{}", table(&idle(&arguments, &aws)));
+    println!();
+    print!("{}", table(&growth(&arguments, &aws)));
+}
+
+/// Watches an agent between two refreshes.
+fn idle(arguments: &Arguments, aws: &Emulator) -> [[String; 3]; 5] {
     let folder = tempfile::tempdir().unwrap();
-    let agent = start(&aws, folder.path(), &[]);
+    let agent = start(&arguments.agent, aws, folder.path(), &[]);
     let pid = agent.0.id();
     wait("the first refresh", || folder.path().join("config.json").exists());
-    // The thread that wrote the file goes after ten seconds without work, and idle connections are closed.
+    // The thread that wrote the file ends after ten seconds without work.
     sleep(Duration::from_secs(15));
-    let before = Cost::of(pid);
+    let before = Usage::of(pid);
     sleep(Duration::from_secs(arguments.seconds));
-    let after = Cost::of(pid);
+    let after = Usage::of(pid);
     let minutes = Duration::from_secs(arguments.seconds).as_secs_f64() / 60.0;
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let wakeups = (after.wakeups - before.wakeups) as f64 / minutes;
+    let wakeups = f64::from(u32::try_from(after.wakeups - before.wakeups).unwrap()) / minutes;
     // The kernel counts in hundredths of a second.
     let cpu_ms = (after.cpu_ticks - before.cpu_ticks) * 10;
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let mib = |kib: u64| kib as f64 / 1024.0;
+    let (resident, anonymous) = (mib(after.rss_kib), mib(after.anonymous_kib));
+    let title = format!("idle for {} s over HTTPS, `--listen` on", arguments.seconds);
+    [
+        [title, String::new(), "target".to_owned()],
+        [
+            format!("wake-ups a minute, all {} threads", after.threads),
+            format!("{wakeups:.1}"),
+            verdict("at most 1", wakeups <= 1.0),
+        ],
+        ["CPU time".to_owned(), format!("{cpu_ms} ms"), verdict("0 ms", cpu_ms == 0)],
+        [
+            "resident memory".to_owned(),
+            format!("{resident:.2} MiB"),
+            verdict("under 8.5 MiB", resident < 8.5),
+        ],
+        [
+            "anonymous memory".to_owned(),
+            format!("{anonymous:.2} MiB"),
+            verdict("under 1.3 MiB", anonymous < 1.3),
+        ],
+    ]
+}
 
-    println!("| idle for {} s, after the first refresh, `--listen` on | | target |", arguments.seconds);
-    println!("| --- | --: | --- |");
-    println!(
-        "| wake-ups a minute, all {} threads | {wakeups:.1} | at most 1: {} |",
-        after.threads,
-        verdict(wakeups <= 1.0)
-    );
-    println!("| CPU time | {cpu_ms} ms | 0 ms: {} |", verdict(cpu_ms == 0));
-    println!(
-        "| resident memory | {:.1} MiB | under 12 MiB: {} |",
-        mib(after.rss_kib),
-        verdict(mib(after.rss_kib) < 12.0)
-    );
-    println!(
-        "| anonymous memory | {:.2} MiB | under 2.5 MiB: {} |",
-        mib(after.anonymous_kib),
-        verdict(mib(after.anonymous_kib) < 2.5)
-    );
-
-    drop(agent);
+/// Runs an agent through many refreshes.
+fn growth(arguments: &Arguments, aws: &Emulator) -> [[String; 3]; 4] {
     let folder = tempfile::tempdir().unwrap();
-    let agent = start(&aws, folder.path(), &REGIONS);
+    let agent = start(&arguments.agent, aws, folder.path(), &REGIONS);
     let pid = agent.0.id();
     wait("the first refresh", || folder.path().join("config.json").exists());
-    // A tenth of the refreshes first, so that what is allocated once is.
     let run = |refreshes: usize| {
         for _ in 0..refreshes.div_ceil(REGIONS.len()) {
             let calls = aws.count(Api::Ecr);
@@ -164,22 +191,20 @@ fn main() {
             wait("a refresh", || aws.count(Api::Ecr) >= calls + REGIONS.len());
         }
         sleep(Duration::from_secs(15));
-        Cost::of(pid)
+        Usage::of(pid)
     };
-    let early = run(arguments.refreshes.div_ceil(10));
-    let late = run(arguments.refreshes);
-    println!();
-    println!(
-        "| | after {} refreshes | after {} more |",
-        arguments.refreshes.div_ceil(10),
-        arguments.refreshes
-    );
-    println!("| --- | --: | --: |");
-    println!("| resident memory | {:.1} MiB | {:.1} MiB |", mib(early.rss_kib), mib(late.rss_kib));
-    println!(
-        "| anonymous memory | {:.2} MiB | {:.2} MiB |",
-        mib(early.anonymous_kib),
-        mib(late.anonymous_kib)
-    );
-    println!("| open files | {} | {} |", early.files, late.files);
+    // After a tenth of the refreshes, all that is allocated once is there.
+    let early_refreshes = arguments.refreshes.div_ceil(10);
+    let (early, late) = (run(early_refreshes), run(arguments.refreshes));
+    let memory = |kib| format!("{:.2} MiB", mib(kib));
+    [
+        [
+            String::new(),
+            format!("after {early_refreshes} refreshes"),
+            format!("after {} more", arguments.refreshes),
+        ],
+        ["resident memory".to_owned(), memory(early.rss_kib), memory(late.rss_kib)],
+        ["anonymous memory".to_owned(), memory(early.anonymous_kib), memory(late.anonymous_kib)],
+        ["open files".to_owned(), early.files.to_string(), late.files.to_string()],
+    ]
 }

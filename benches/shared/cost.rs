@@ -1,42 +1,52 @@
-//! What a run of a program costs, by the kernel's own account of its whole process tree.
-#![expect(unreachable_pub, reason = "a module of two binaries")]
+//! What one run of a program costs, as the kernel accounts for its whole process tree.
+#![expect(unreachable_pub, reason = "a module of several programs")]
 
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// What one run cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
-    /// From its start to its end.
+    /// From the start of the program to its end.
     pub wall: Duration,
     /// User and system time of every process of the run.
     pub cpu: Duration,
-    /// The most memory that one process of the run held at once (`VmHWM`).
+    /// The peak memory of the largest process (`VmHWM`).
     pub peak_kib: u32,
 }
 
 impl Cost {
-    /// Runs a command in a child of its own, which is this program again with nothing but that to do.
+    /// Runs a command below a process of its own: this program again, which does nothing else.
     ///
-    /// The kernel counts finished children of a process together, and starts a program's peak memory at that of the
-    /// process that it was forked from. So whoever measures must be young and small, and the emulator is neither.
+    /// The kernel adds up the finished children of a process, and starts a program's peak memory at that of the process
+    /// that it was forked from. So the process that measures must be young and small. `user` is the uid of both; `None` for
+    /// this process's.
     pub fn of(
         command: &[OsString],
         environment: &BTreeMap<&'static str, OsString>,
+        input: &Path,
+        user: Option<u32>,
     ) -> Result<Self, Box<dyn Error>> {
         let mut child = Command::new(std::env::current_exe()?);
-        child.arg("--cost-of").args(command).env_clear().envs(environment).stdin(Stdio::null());
+        child.arg("--cost-of").args(command).env_clear().envs(environment).stdin(File::open(input)?);
+        if let Some(user) = user {
+            child.uid(user);
+        }
         let output = child.output()?;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
             return Err(text(&output.stderr).into());
         }
-        Self::from_line(&text(&output.stdout)).ok_or_else(|| "the measuring child said nothing".into())
+        Self::from_line(&text(&output.stdout))
+            .ok_or_else(|| "the measuring process printed no figures".into())
     }
 
     /// The other end of [`Cost::of`].
@@ -84,21 +94,43 @@ pub fn measured_or(cost_of: &[OsString], benchmark: impl FnOnce() -> Result<(), 
     }
 }
 
-/// The middle of sorted figures.
-pub fn median(sorted: &[f64]) -> Option<f64> {
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+/// The figures of one kind of several runs, sorted.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    sorted: Vec<f64>,
+    unit: &'static str,
 }
 
-pub fn spread(sorted: &[f64], unit: &str) -> String {
-    match (median(sorted), sorted.first(), sorted.last()) {
-        (Some(median), Some(least), Some(most)) => {
-            let digits = usize::from(median < 100.0);
-            format!("{median:.digits$} {unit} ({least:.digits$} to {most:.digits$})")
-        }
-        _ => String::new(),
+impl Figures {
+    pub fn wall(costs: &[Cost]) -> Self {
+        Self::new(costs, "ms", |cost| cost.wall.as_secs_f64() * 1e3)
     }
-}
 
-pub fn at_most(target: f64, unit: &str, figure: f64) -> String {
-    format!("under {target} {unit}: {}", if figure < target { "reached" } else { "missed" })
+    pub fn cpu(costs: &[Cost]) -> Self {
+        Self::new(costs, "ms", |cost| cost.cpu.as_secs_f64() * 1e3)
+    }
+
+    pub fn peak(costs: &[Cost]) -> Self {
+        Self::new(costs, "MiB", |cost| f64::from(cost.peak_kib) / 1024.0)
+    }
+
+    fn new(costs: &[Cost], unit: &'static str, figure: fn(&Cost) -> f64) -> Self {
+        let mut sorted: Vec<f64> = costs.iter().map(figure).collect();
+        sorted.sort_by(f64::total_cmp);
+        Self { sorted, unit }
+    }
+
+    /// Not a number if there are no figures.
+    pub fn median(&self) -> f64 {
+        self.sorted.get(self.sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The median, and in brackets the least and the most.
+    pub fn text(&self) -> String {
+        let (Some(least), Some(most)) = (self.sorted.first(), self.sorted.last()) else {
+            return String::new();
+        };
+        let digits = if self.median() < 20.0 { 2 } else { 0 };
+        format!("{:.digits$} {} ({least:.digits$} to {most:.digits$})", self.median(), self.unit)
+    }
 }
