@@ -15,6 +15,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY benches/floor/Cargo.toml benches/floor/
 COPY tests/ecr-emulator/Cargo.toml tests/ecr-emulator/
+COPY stubs stubs
 RUN mkdir -p src benches/floor/src examples tests/ecr-emulator/src \
     && echo '//! Empty.' >src/lib.rs \
     && echo '//! Empty.' >benches/floor/src/lib.rs \

@@ -316,3 +316,17 @@ fn every_part_is_on_the_map() {
         .collect();
     assert_eq!(drawn, there);
 }
+
+#[test]
+fn a_stub_replaces_the_crate_that_only_refused_kubeconfigs_need() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let packages: Vec<&str> = lock.split("[[package]]").collect();
+    let named = |name: &str| {
+        let line = format!("name = \"{name}\"");
+        packages.iter().filter(|package| package.lines().any(|found| found == line)).collect::<Vec<_>>()
+    };
+    let [stub] = named("jsonpath-rust")[..] else { panic!("one package is called jsonpath-rust") };
+    // A package of this repository has no source.
+    assert!(!stub.contains("source ="), "{stub}");
+    assert_eq!((named("pest").len(), named("regex").len()), (0, 0));
+}
