@@ -17,9 +17,9 @@ pub mod trust;
 use self::connector::Connector;
 use self::proxy::Proxies;
 use self::request::{Answer, Request, SendError};
-use self::trust::{Trust, TrustError};
-use aws_smithy_http_client::tls::TrustStore;
+use self::trust::{Tls, Trust, TrustError};
 use aws_smithy_runtime_api::client::http::{SharedHttpClient, SharedHttpConnector, http_client_fn};
+use std::sync::Arc;
 
 /// The HTTP clients of one attempt.
 #[derive(Debug, Clone)]
@@ -31,14 +31,17 @@ pub struct Http {
 }
 
 impl Http {
-    /// Reads the certificates to trust.
+    /// Reads the certificates to trust, if a variable names some. Those of the system are read when they are first needed.
     ///
     /// # Errors
     /// When a file that was named holds no certificate, or cannot be read.
     pub async fn load(trust: &Trust, proxies: Proxies) -> Result<Self, TrustError> {
-        let trust = trust::load(trust).await?;
-        let shared = |trust: TrustStore, proxies| SharedHttpConnector::new(Connector::new(trust, proxies));
-        Ok(Self { apis: shared(trust.clone(), proxies), this_node: shared(trust, Proxies::default()) })
+        let tls = Arc::new(Tls::new(trust.clone()));
+        if *trust != Trust::System {
+            tls.config().await?;
+        }
+        let shared = |proxies| SharedHttpConnector::new(Connector::new(Arc::clone(&tls), proxies));
+        Ok(Self { apis: shared(proxies), this_node: shared(Proxies::default()) })
     }
 
     /// The client that the AWS SDK uses.

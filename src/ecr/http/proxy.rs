@@ -3,9 +3,9 @@
 use crate::ecr::environment::Environment;
 use crate::report::redact;
 use hyper::Uri;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper::header::HeaderValue;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use percent_encoding::percent_decode_str;
-use secrecy::SecretString;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -27,8 +27,8 @@ pub struct Proxy {
     variable: &'static str,
     /// Its host and port, which may be shown.
     address: String,
-    /// Its URL, with a user and a password where there are some.
-    pub(super) url: SecretString,
+    /// Its URL without the user, and the header with the user and the password where there are some.
+    way: Intercept,
 }
 
 /// A variable that names no usable proxy. The value is not shown: there may be a password in it.
@@ -75,6 +75,16 @@ impl Proxies {
 }
 
 impl Proxy {
+    /// Where it is: its URL, without a user.
+    pub(super) fn url(&self) -> &Uri {
+        self.way.uri()
+    }
+
+    /// The value of `Proxy-Authorization`; `None` if the variable names no user.
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        self.way.basic_auth()
+    }
+
     fn new(variable: &'static str, value: &str) -> Result<Self, ProxyError> {
         let failed = |problem| ProxyError { variable, problem };
         let value = value.trim();
@@ -99,11 +109,9 @@ impl Proxy {
             redact::remember(password);
             redact::remember(&percent_decode_str(password).decode_utf8_lossy());
         }
-        Ok(Self {
-            variable,
-            address: address.to_owned(),
-            url: SecretString::from(format!("{scheme}://{authority}")),
-        })
+        let matcher = Matcher::builder().all(format!("{scheme}://{authority}")).build();
+        let way = matcher.intercept(&url).ok_or(failed("is no URL"))?;
+        Ok(Self { variable, address: address.to_owned(), way })
     }
 }
 
@@ -133,7 +141,6 @@ fn is_on_this_node(url: &Uri) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use secrecy::ExposeSecret as _;
 
     fn proxies(variables: &[(&str, &str)]) -> Result<Proxies, ProxyError> {
         let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -165,7 +172,11 @@ mod tests {
             let proxy = all.for_url(&url.parse().unwrap()).map(ToString::to_string);
             assert_eq!(proxy.as_deref(), expected, "{url}");
         }
-        assert_eq!(all.http.unwrap().url.expose_secret(), "http://user:a%2Fb@any.example:8080");
+        let any = all.http.unwrap();
+        assert_eq!(any.url(), "http://any.example:8080/");
+        // `user:a/b` in base64.
+        assert_eq!(any.authorization().unwrap(), "Basic dXNlcjphL2I=");
+        assert!(all.https.unwrap().authorization().is_none());
         assert!(proxies(&[]).unwrap().for_url(&"https://host/".parse().unwrap()).is_none());
     }
 

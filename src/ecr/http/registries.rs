@@ -3,12 +3,13 @@
 use super::connector::Connector;
 use super::proxy::{Proxies, ProxyError};
 use super::request::{self, Request, SendError};
-use super::trust::{self, Trust, TrustError};
+use super::trust::{Tls, Trust, TrustError};
 use crate::ecr::environment::Environment;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::sdk_error::send_refusal;
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -52,10 +53,10 @@ impl Registries {
     /// When a file of certificates or a proxy that was named cannot be used.
     pub fn new(trust: &Trust, environment: &Environment) -> Result<Self, SetupError> {
         let proxies = Proxies::new(environment)?;
-        let trust = trust::load_now(trust)?;
+        let tls = Arc::new(Tls::read_now(trust.clone())?);
         Ok(Self {
-            direct: Connector::new(trust.clone(), Proxies::default()),
-            other: Connector::new(trust, proxies),
+            direct: Connector::new(Arc::clone(&tls), Proxies::default()),
+            other: Connector::new(tls, proxies),
         })
     }
 

@@ -2,10 +2,12 @@
 
 use crate::ecr::files::{self, ReadError};
 use crate::report::redact::shown_path;
-use aws_smithy_http_client::tls::TrustStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::OnceCell;
 
 /// Debian's bundle is 220 KB.
 const MAX_BUNDLE: u64 = 16 * 1024 * 1024;
@@ -56,81 +58,116 @@ enum Problem {
     Broken(usize),
 }
 
-/// Reads the certificates, off the runtime's thread.
-///
-/// # Errors
-/// When a file that was named holds no certificate, or cannot be read.
-pub async fn load(trust: &Trust) -> Result<TrustStore, TrustError> {
-    let named = trust.clone();
-    match (files::off_thread(move || load_now(&named)).await, trust) {
-        (Ok(loaded), _) => loaded,
-        (Err(problem), Trust::File { variable, path }) => {
-            Err(TrustError { variable, path: path.clone(), problem: problem.into() })
-        }
-        (Err(problem), Trust::Directories(directories)) => {
-            let path = directories.first().cloned().unwrap_or_default();
-            Err(TrustError { variable: "SSL_CERT_DIR", path, problem: problem.into() })
-        }
-        (Err(problem), Trust::System) => {
-            let path = PathBuf::from(SYSTEM_BUNDLES[0]);
-            Err(TrustError { variable: "the system", path, problem: problem.into() })
-        }
+/// The settings for TLS, with the authorities that are trusted.
+#[derive(Debug)]
+pub(super) struct Tls {
+    trust: Trust,
+    /// Set when the certificates have been read.
+    config: OnceCell<Arc<ClientConfig>>,
+}
+
+impl Tls {
+    /// Reads no certificate yet: plain HTTP needs none, and decoding them takes longer than the rest of a call.
+    pub(super) fn new(trust: Trust) -> Self {
+        Self { trust, config: OnceCell::new() }
+    }
+
+    /// Reads the certificates, on this thread.
+    ///
+    /// # Errors
+    /// When a file that was named holds no certificate, or cannot be read.
+    pub(super) fn read_now(trust: Trust) -> Result<Self, TrustError> {
+        let config = config(read(&trust)?);
+        Ok(Self { trust, config: OnceCell::new_with(Some(config)) })
+    }
+
+    /// The settings. The first call reads the certificates, off the runtime's thread.
+    ///
+    /// # Errors
+    /// When a file that was named holds no certificate, or cannot be read.
+    pub(super) async fn config(&self) -> Result<Arc<ClientConfig>, TrustError> {
+        let read = || async {
+            let trust = self.trust.clone();
+            match files::off_thread(move || read(&trust)).await {
+                Ok(roots) => roots.map(config),
+                Err(problem) => Err(self.trust.error(problem.into())),
+            }
+        };
+        self.config.get_or_try_init(read).await.cloned()
     }
 }
 
-/// Reads the certificates on this thread.
-///
-/// # Errors
-/// When a file that was named holds no certificate, or cannot be read.
-pub fn load_now(trust: &Trust) -> Result<TrustStore, TrustError> {
+fn config(roots: RootCertStore) -> Arc<ClientConfig> {
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The settings for connections without TLS.
+pub(super) fn no_tls() -> Arc<ClientConfig> {
+    config(RootCertStore::empty())
+}
+
+impl Trust {
+    fn error(&self, problem: Problem) -> TrustError {
+        let (variable, path) = match self {
+            Self::File { variable, path } => (*variable, path.clone()),
+            Self::Directories(directories) => {
+                ("SSL_CERT_DIR", directories.first().cloned().unwrap_or_default())
+            }
+            Self::System => ("the system", PathBuf::from(SYSTEM_BUNDLES[0])),
+        };
+        TrustError { variable, path, problem }
+    }
+}
+
+fn read(trust: &Trust) -> Result<RootCertStore, TrustError> {
     match trust {
-        Trust::File { variable, path } => {
-            read_named(path).map_err(|problem| TrustError { variable, path: path.clone(), problem })
-        }
+        Trust::File { path, .. } => read_named(path).map_err(|problem| trust.error(problem)),
         Trust::System => Ok(read_system()),
         Trust::Directories(directories) => Ok(read_directories(directories)),
     }
 }
 
-fn read_named(path: &Path) -> Result<TrustStore, Problem> {
-    let pem = files::read_now(path, MAX_BUNDLE)?;
-    match count(&pem) {
+fn read_named(path: &Path) -> Result<RootCertStore, Problem> {
+    let mut roots = RootCertStore::empty();
+    match add(&mut roots, &read_file(path)?) {
         (0, _) => Err(Problem::Empty),
-        (_, 0) => Ok(TrustStore::empty().with_pem_certificate(pem.to_vec())),
+        (_, 0) => Ok(roots),
         (_, broken) => Err(Problem::Broken(broken)),
     }
 }
 
 /// The system's bundle; where there is none in a known place, what lies in the usual directories.
-fn read_system() -> TrustStore {
-    match SYSTEM_BUNDLES.iter().find_map(|path| read_good(Path::new(path))) {
-        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
-        None => read_directories(&SYSTEM_DIRECTORIES.map(PathBuf::from)),
+fn read_system() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    if !SYSTEM_BUNDLES.iter().any(|path| add_file(&mut roots, Path::new(path))) {
+        return read_directories(&SYSTEM_DIRECTORIES.map(PathBuf::from));
     }
+    roots
 }
 
-/// The certificates in the files of some directories. As in other programs, a file that holds none is skipped.
-fn read_directories(directories: &[PathBuf]) -> TrustStore {
-    let mut trust = TrustStore::empty();
+/// The certificates in the files of some directories.
+fn read_directories(directories: &[PathBuf]) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
     for directory in directories {
         for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if let Some(pem) = read_good(&file.path()) {
-                trust.add_pem_certificate(pem);
-            }
+            add_file(&mut roots, &file.path());
         }
     }
-    trust
+    roots
 }
 
-/// A file's content, if the SDK can read every certificate in it: it panics on one that it cannot read.
-fn read_good(path: &Path) -> Option<Vec<u8>> {
-    let pem = files::read_now(path, MAX_BUNDLE).ok()?;
-    matches!(count(&pem), (1.., 0)).then(|| pem.to_vec())
+/// Adds the certificates in a file, and returns whether there are some. As in other programs, what cannot be read is skipped.
+fn add_file(roots: &mut RootCertStore, path: &Path) -> bool {
+    read_file(path).is_ok_and(|pem| add(roots, &pem).0 > 0)
 }
 
-/// How many certificates of a bundle can be read, and how many cannot.
-fn count(pem: &[u8]) -> (usize, usize) {
-    let mut roots = rustls::RootCertStore::empty();
+/// A file's content. Certificates are public: to zero a whole bundle when it is dropped takes longer than to read it.
+fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
+    files::read_now(path, MAX_BUNDLE).map(|mut content| std::mem::take(&mut *content))
+}
+
+/// Adds the certificates of a bundle. Returns how many there are, and how many more cannot be read.
+fn add(roots: &mut RootCertStore, pem: &[u8]) -> (usize, usize) {
     let (mut good, mut broken) = (0, 0);
     for certificate in CertificateDer::pem_slice_iter(pem) {
         match certificate.ok().map(|certificate| roots.add(certificate)) {
@@ -139,4 +176,50 @@ fn count(pem: &[u8]) -> (usize, usize) {
         }
     }
     (good, broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    fn write(path: &Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn certificate() -> String {
+        rcgen::generate_simple_self_signed(vec!["ca.example".to_owned()]).unwrap().cert.pem()
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_ends_nothing() {
+        let good = certificate();
+        let not_base64 = "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n";
+        let no_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        let root = tempfile::tempdir().unwrap();
+        for broken in [not_base64, no_certificate, cut] {
+            let file = root.path().join("bundle.pem");
+            write(&file, &format!("{good}{broken}"));
+            let directories = read(&Trust::Directories(vec![root.path().to_owned()])).unwrap();
+            assert_eq!(directories.len(), 1, "{broken}");
+            let named = Trust::File { variable: "AWS_CA_BUNDLE", path: file.clone() };
+            let error = read(&named).unwrap_err().to_string();
+            assert!(error.ends_with("which holds 1 that cannot be read as certificates"), "{error}");
+            write(&file, broken);
+            assert!(matches!(read(&named).unwrap_err().problem, Problem::Empty), "{broken}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bundle_is_read_once_and_not_before_it_is_needed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("bundle.pem");
+        let tls = Tls::new(Trust::File { variable: "AWS_CA_BUNDLE", path: path.clone() });
+        // It is not there yet.
+        write(&path, &certificate());
+        let first = tls.config().await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(Arc::ptr_eq(&first, &tls.config().await.unwrap()));
+    }
 }
