@@ -165,6 +165,9 @@ impl Ecr {
     }
 
     async fn find_region(&self) -> Result<Region, Refusal> {
+        if let Some(region) = &self.identity.region {
+            return Ok(region.clone());
+        }
         let config = config::load::load(&self.identity.environment, &Reader::default()).await?;
         if let Some(region) = self.home_region(&config)? {
             return Ok(region);

@@ -10,7 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -87,6 +88,36 @@ impl Reader {
         }
         self.remember(path, limit, content.as_deref().ok().map(Vec::as_slice));
         content
+    }
+
+    /// Reads several files, one after the other on one thread: for each what it holds, or why it cannot be read.
+    ///
+    /// # Errors
+    /// When one of them hangs; with its number.
+    pub async fn read_each(
+        &self,
+        paths: Vec<PathBuf>,
+        limit: u64,
+    ) -> Result<Vec<Result<Content, ReadError>>, (usize, ReadError)> {
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let current = Arc::new(AtomicUsize::new(0));
+        let reading = {
+            let (current, paths) = (Arc::clone(&current), paths.clone());
+            move || {
+                let read = |(number, path): (usize, &PathBuf)| {
+                    current.store(number, Ordering::Relaxed);
+                    read_now(path, limit)
+                };
+                paths.iter().enumerate().map(read).collect::<Vec<_>>()
+            }
+        };
+        let read = off_thread(reading).await.map_err(|error| (current.load(Ordering::Relaxed), error))?;
+        for (path, content) in paths.iter().zip(&read) {
+            self.remember(path, limit, content.as_deref().ok().map(Vec::as_slice));
+        }
+        Ok(read)
     }
 
     /// Reads several files of one directory. Where the directory is a mounted Secret, all of them are of one version of it.
@@ -274,7 +305,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut version = 1;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     version = 3 - version;
                     symlink(format!("..{version}"), secret.join("..next")).unwrap();
                     std::fs::rename(secret.join("..next"), secret.join("..data")).unwrap();
@@ -284,7 +315,7 @@ mod tests {
                 let [id, key] = read_all_now(&secret, ["id", "key"], 10).unwrap();
                 assert_eq!(id.unwrap(), key.unwrap());
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            stop.store(true, Ordering::Relaxed);
         });
     }
 

@@ -44,9 +44,15 @@ pub fn shared_files(environment: &Environment) -> Vec<SharedFile> {
 /// When a shared file that exists cannot be used, a file is named that does not exist, or a profile is named that no file
 /// has.
 pub async fn load(environment: &Environment, reader: &Reader) -> Result<Config, ConfigError> {
+    let mut files = shared_files(environment);
+    let paths = files.iter().map(|file| file.path.clone()).collect();
+    let contents = reader.read_each(paths, MAX_FILE).await.map_err(|(number, problem)| {
+        let SharedFile { path, variable, .. } = files.swap_remove(number);
+        ConfigError::File { path, variable, problem }
+    })?;
     let mut found = Vec::new();
-    for SharedFile { kind, path, variable } in shared_files(environment) {
-        match reader.read(&path, MAX_FILE).await {
+    for (SharedFile { kind, path, variable }, content) in files.into_iter().zip(contents) {
+        match content {
             Ok(content) => found.push(
                 ProfileFile::parse(kind, &path, &content)
                     .map_err(|problem| ConfigError::Content { path, problem })?,
