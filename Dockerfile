@@ -43,6 +43,9 @@ LABEL org.opencontainers.image.title="ecr-node-agent" \
 # On the PATH, so that `kubectl exec POD -- ecr-node-agent status` works. Read-only for everybody.
 COPY --from=build --chmod=0555 /src/target/release/ecr-node-agent /usr/bin/ecr-node-agent
 
+# As in the systemd unit: glibc then returns the memory of a refresh to the system.
+ENV GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=32768:glibc.malloc.top_pad=16384
+
 # Root, because the auth file and its directory belong to root, and a replaced file keeps its owner. Set here so that another
 # default in the base does not change it.
 # hadolint ignore=DL3002

@@ -35,6 +35,10 @@ const REGIONS: [&str; 10] = [
     "us-west-2",
 ];
 
+/// The unit's settings for memory, which are also those of the image.
+const UNIT: &str = include_str!("../hostpath-layout/etc/systemd/system/ecr-node-agent.service");
+const TUNABLES: &str = "GLIBC_TUNABLES";
+
 #[derive(Debug, Parser)]
 struct Arguments {
     /// For how many seconds to watch the idle agent.
@@ -116,8 +120,14 @@ fn start(program: &Path, aws: &Emulator, folder: &Path, regions: &[&str]) -> Age
     }
     command.env_clear().envs(aws.environment()).env("HOME", folder);
     command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CA_BUNDLE", bundle(aws, folder));
+    command.env(TUNABLES, tunables());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Agent(command.spawn().unwrap())
+}
+
+fn tunables() -> &'static str {
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("Environment=")?.strip_prefix(TUNABLES));
+    line.unwrap().trim_start_matches('=')
 }
 
 /// The system's authorities, and that of the emulator.

@@ -21,6 +21,21 @@ fn all_units_have_the_same_sandbox() {
 }
 
 #[test]
+fn the_unit_and_the_image_have_the_same_settings_for_memory() {
+    let setting = |path: PathBuf, before: &str| {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(before));
+        let value = values.next().expect(before).to_owned();
+        assert_eq!(values.next(), None, "{}", path.display());
+        value
+    };
+    let unit = layout("etc/systemd/system/ecr-node-agent.service");
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile");
+    let name = "GLIBC_TUNABLES=";
+    assert_eq!(setting(unit, &format!("Environment={name}")), setting(image, &format!("ENV {name}")));
+}
+
+#[test]
 fn the_readme_names_every_file() {
     let readme = fs::read_to_string(layout("usr/share/doc/ecr-node-agent/README.md")).unwrap();
     let mut directories = vec![layout("")];
