@@ -5,6 +5,7 @@ use crate::ecr::environment::Environment;
 use crate::ecr::http::proxy::{Proxies, ProxyError};
 use crate::ecr::http::trust::Trust;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// A variable that cannot work.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -20,7 +21,17 @@ pub enum VariableError {
 /// Reads the variables.
 pub(super) fn environment() -> Environment {
     let text = |text: OsString| text.to_string_lossy().into_owned();
-    Environment::new(std::env::vars_os().map(|(name, value)| (text(name), text(value))))
+    let environment = Environment::new(std::env::vars_os().map(|(name, value)| (text(name), text(value))));
+    match environment.get("HOME") {
+        Some(_) => environment,
+        None => environment.with_home(home_of_user()),
+    }
+}
+
+/// The home directory of this process's user. cron and some service managers set no `HOME`, and then the shared files are
+/// there, as for the AWS CLI.
+fn home_of_user() -> Option<PathBuf> {
+    nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir)
 }
 
 /// Checks the variables whose value does not depend on anything else.

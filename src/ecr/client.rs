@@ -174,9 +174,13 @@ impl Ecr {
         }
         let unset = "--region, AWS_REGION and `region` in the profile are not set";
         let none = |reason, passing| Refusal::NoRegion { reason, passing };
-        let url = match config.metadata()? {
-            Metadata::At(url) => url,
-            Metadata::Disabled(variable) => {
+        let url = match config.metadata() {
+            Ok(Metadata::At(url)) => url,
+            Err(error) => {
+                let reason = format!("{unset}, and the instance metadata service cannot be asked: {error}");
+                return Err(none(reason, false));
+            }
+            Ok(Metadata::Disabled(variable)) => {
                 let reason = format!(
                     "{unset}, and {variable} switches off the instance metadata service: give --region"
                 );

@@ -24,7 +24,7 @@ const OTHERS: [&str; 11] = [
 const SECRETS: [&str; 4] =
     ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
 
-/// The variables. An empty one counts as unset.
+/// The variables. An empty one counts as unset. One that holds only spaces is set, to a value that no source accepts.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, SecretString>);
 
@@ -32,13 +32,20 @@ impl Environment {
     /// Keeps the variables that concern AWS and the network, and remembers the secrets in them.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let concerns_us = |name: &str| name.starts_with("AWS_") || OTHERS.contains(&name);
-        let kept =
-            variables.into_iter().filter(|(name, value)| concerns_us(name) && !value.trim().is_empty());
+        let kept = variables.into_iter().filter(|(name, value)| concerns_us(name) && !value.is_empty());
         let environment = Self(kept.map(|(name, value)| (name, SecretString::from(value))).collect());
         for value in SECRETS.iter().filter_map(|name| environment.get(name)) {
             redact::remember(value);
         }
         environment
+    }
+
+    /// The same variables, with `HOME` set to this directory; unchanged if it is `None`.
+    #[must_use]
+    pub fn with_home(mut self, home: Option<PathBuf>) -> Self {
+        let home = home.map(|home| SecretString::from(home.to_string_lossy().into_owned()));
+        self.0.extend(home.map(|home| ("HOME".to_owned(), home)));
+        self
     }
 
     /// A variable's value, which is not empty.
@@ -73,13 +80,21 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_unset_and_others_are_not_kept() {
-        let variables = [("AWS_REGION", " "), ("AWS_PROFILE", "one"), ("PATH", "/bin"), ("HOME", "/root")];
+        let variables = [
+            ("AWS_REGION", ""),
+            ("AWS_ROLE_ARN", " "),
+            ("AWS_PROFILE", "one"),
+            ("PATH", "/bin"),
+            ("HOME", "/root"),
+        ];
         let environment =
             Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(environment.get("AWS_REGION"), None);
+        assert_eq!(environment.get("AWS_ROLE_ARN"), Some(" "));
         assert_eq!(environment.get("PATH"), None);
         assert_eq!(environment.first(&["AWS_REGION", "AWS_PROFILE"]), Some(("AWS_PROFILE", "one")));
         assert_eq!(environment.path("HOME"), Some(PathBuf::from("/root")));
-        assert_eq!(format!("{environment:?}"), r#"{"AWS_PROFILE", "HOME"}"#);
+        assert_eq!(format!("{environment:?}"), r#"{"AWS_PROFILE", "AWS_ROLE_ARN", "HOME"}"#);
+        assert_eq!(environment.with_home(Some("/other".into())).get("HOME"), Some("/other"));
     }
 }

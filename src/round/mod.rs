@@ -7,7 +7,7 @@ mod plan;
 
 use crate::auth_file::Effect;
 use crate::auth_file::publish::Published;
-use crate::ecr::refusal::Refusal;
+use crate::ecr::refusal::{Class, Refusal};
 use crate::ecr::registry::TokenSource;
 use crate::pull_secret::SecretDone;
 use crate::report::exit::ExitStatus;
@@ -104,6 +104,8 @@ impl Round {
             ExitStatus::AuthFile
         } else if refusals().any(Refusal::is_about_the_caller) {
             ExitStatus::NoCredentials
+        } else if refusals().any(|refusal| refusal.class() == Class::Internal) {
+            ExitStatus::Unexpected
         } else if refusals().next().is_some() {
             ExitStatus::Ecr
         } else if self.secrets.iter().any(|secret| secret.result.is_err()) {

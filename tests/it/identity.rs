@@ -6,9 +6,16 @@ use ecr_emulator::{Api, Options};
 use ecr_node_agent::ecr::client::{CredentialSource, Ecr, Identity, LastUsed};
 use ecr_node_agent::ecr::environment::Environment;
 use ecr_node_agent::ecr::http::trust::Trust;
+use ecr_node_agent::ecr::refusal::Refusal;
+use ecr_node_agent::ecr::registry::{Endpoint, TokenSource};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 /// The access keys that AWS knows: where each one stands, and its id.
 const KEYS: [(&str, &str); 6] = [
@@ -20,9 +27,13 @@ const KEYS: [(&str, &str); 6] = [
     ("directory", "AKIADIRECTORY0000001"),
 ];
 const ROLE: &str = "arn:aws:iam::111111111111:role/pull";
+/// Stands in every secret, good or wrong.
+const MARK: &str = "S3CR3T";
+const CONTAINER_TOKEN: &str = "emulated-S3CR3T-authorization";
+const WEB_IDENTITY_TOKEN: &str = "emulated.S3CR3T.identity";
 
 fn secret(id: &str) -> String {
-    format!("the-secret-access-key-of-{id}")
+    format!("the-{MARK}-access-key-of-{id}")
 }
 
 fn id(place: &str) -> &'static str {
@@ -37,15 +48,20 @@ fn key(place: &str) -> String {
 /// A node with the metadata service, which has credentials for everybody who asks.
 fn instance() -> Node {
     let access_keys = KEYS.iter().map(|(_, id)| ((*id).to_owned(), secret(id))).collect();
-    let mut node = Node::with(Options { access_keys, ..Options::default() }).without_keys();
+    let container_token = Some(CONTAINER_TOKEN.to_owned());
+    let web_identity_token = WEB_IDENTITY_TOKEN.to_owned();
+    let options = Options { access_keys, container_token, web_identity_token, ..Options::default() };
+    let mut node = Node::with(options).without_keys();
     node.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", &node.aws.url());
     node.unset("AWS_EC2_METADATA_DISABLED");
     node.set("AWS_DEFAULT_REGION", "eu-west-1");
     // The AWS CLI asks three times, for a second each.
     node.set("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1");
     node.set("AWS_METADATA_SERVICE_TIMEOUT", "5");
-    node.write("token", "emulated.web.identity");
-    node.write("wrong-token", "another.identity");
+    node.write("token", WEB_IDENTITY_TOKEN);
+    node.write("wrong-token", "another.S3CR3T.identity");
+    node.write("container-token", CONTAINER_TOKEN);
+    node.write("empty", "\n");
     let answer = format!(
         "{{\"Version\":1,\"AccessKeyId\":\"{0}\",\"SecretAccessKey\":\"{1}\"}}",
         id("process"),
@@ -155,7 +171,7 @@ impl Case {
     fn by_agent(&self) -> (String, String) {
         let node = self.node();
         let run = node.once(&["--timeout", "1s"]);
-        assert!([0, 2, 3, 4].contains(&run.code), "{}: {}: {}", self.name, run.code, run.err);
+        assert!([0, 3].contains(&run.code), "{}: {}: {}", self.name, run.code, run.err);
         (used(&node, run.code != 0), run.err)
     }
 }
@@ -174,7 +190,7 @@ fn cases() -> Vec<Case> {
     let web = |case: Case| case.set("AWS_ROLE_ARN", ROLE).set("AWS_WEB_IDENTITY_TOKEN_FILE", "{DIR}/token");
     let container = |case: Case| {
         case.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", "{URL}/v1/credentials")
-            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "emulated-container-authorization")
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN", CONTAINER_TOKEN)
     };
     let process = "credential_process = cat {DIR}/answer.json\n";
     let role = |source: &str| format!("[default]\nrole_arn = {ROLE}\n{source}\n");
@@ -186,6 +202,7 @@ fn cases() -> Vec<Case> {
         Case::new("metadata not disabled").set("AWS_EC2_METADATA_DISABLED", "false"),
         Case::new("metadata disabled by an empty value").set("AWS_EC2_METADATA_DISABLED", ""),
         Case::new("metadata disabled by nonsense").set("AWS_EC2_METADATA_DISABLED", "yes"),
+        Case::new("metadata disabled by a space").set("AWS_EC2_METADATA_DISABLED", " "),
         // The environment.
         environment(Case::new("environment")),
         environment(Case::new("environment and everything else"))
@@ -196,13 +213,17 @@ fn cases() -> Vec<Case> {
         Case::new("id alone").set("AWS_ACCESS_KEY_ID", id("environment")),
         Case::new("id and an empty secret").set("AWS_ACCESS_KEY_ID", id("environment")).set("AWS_SECRET_ACCESS_KEY", ""),
         Case::new("secret alone").set("AWS_SECRET_ACCESS_KEY", &secret(id("environment"))),
-        Case::new("session token alone").set("AWS_SESSION_TOKEN", "a-session-token"),
+        Case::new("session token alone").set("AWS_SESSION_TOKEN", "a-S3CR3T-session-token"),
         Case::new("empty variables")
             .set("AWS_ACCESS_KEY_ID", "")
             .set("AWS_SECRET_ACCESS_KEY", "")
             .set("AWS_SESSION_TOKEN", ""),
+        Case::new("id of a space").set("AWS_ACCESS_KEY_ID", " "),
+        Case::new("key of spaces").set("AWS_ACCESS_KEY_ID", " ").set("AWS_SECRET_ACCESS_KEY", " "),
+        environment(Case::new("environment with a wrong security token")).set("AWS_SECURITY_TOKEN", "wrong-S3CR3T-token"),
+        Case::new("security token alone").set("AWS_SECURITY_TOKEN", "a-S3CR3T-session-token"),
         environment(Case::new("environment with an empty session token")).set("AWS_SESSION_TOKEN", ""),
-        environment(Case::new("environment with a wrong session token")).set("AWS_SESSION_TOKEN", "wrong-session-token"),
+        environment(Case::new("environment with a wrong session token")).set("AWS_SESSION_TOKEN", "wrong-S3CR3T-session-token"),
         environment(Case::new("environment beside a missing profile")).set("AWS_PROFILE", "nope"),
         environment(Case::new("environment beside a broken config file")).config("[default\n"),
         // The shared files.
@@ -238,6 +259,10 @@ fn cases() -> Vec<Case> {
         )),
         Case::new("credentials file with an empty session token")
             .credentials(format!("{}aws_session_token =\n", default("credentials file"))),
+        Case::new("credentials file with a session token alone")
+            .credentials("[default]\naws_session_token = a-S3CR3T-session-token\n"),
+        Case::new("credentials file with an empty session token alone").credentials("[default]\naws_session_token =\n"),
+        Case::new("credentials file named by a space").set("AWS_SHARED_CREDENTIALS_FILE", " "),
         Case::new("credentials file named and missing").set("AWS_SHARED_CREDENTIALS_FILE", "{DIR}/none"),
         Case::new("config file named and missing").set("AWS_CONFIG_FILE", "{DIR}/none"),
         Case::new("credentials file named by an empty variable")
@@ -259,6 +284,7 @@ fn cases() -> Vec<Case> {
             .set("AWS_PROFILE", "base")
             .credentials(base.clone()),
         Case::new("profile empty").set("AWS_PROFILE", "").credentials(default("credentials file")),
+        Case::new("profile of a space").set("AWS_PROFILE", " ").credentials(default("credentials file")),
         Case::new("profile by the old variable").set("AWS_DEFAULT_PROFILE", "base").credentials(base.clone()),
         Case::new("profile by two variables")
             .set("AWS_DEFAULT_PROFILE", "base")
@@ -314,27 +340,49 @@ fn cases() -> Vec<Case> {
         web(Case::new("web identity with a missing file")).set("AWS_WEB_IDENTITY_TOKEN_FILE", "{DIR}/none"),
         web(Case::new("web identity with a wrong token")).set("AWS_WEB_IDENTITY_TOKEN_FILE", "{DIR}/wrong-token"),
         web(Case::new("web identity empty")).set("AWS_WEB_IDENTITY_TOKEN_FILE", "").set("AWS_ROLE_ARN", ""),
+        web(Case::new("web identity in a file called a space")).set("AWS_WEB_IDENTITY_TOKEN_FILE", " "),
+        web(Case::new("web identity with an empty file")).set("AWS_WEB_IDENTITY_TOKEN_FILE", "{DIR}/empty"),
         Case::new("web identity in a profile").config(role("web_identity_token_file = {DIR}/token")),
         Case::new("web identity in a profile without a role").config("[default]\nweb_identity_token_file = {DIR}/token\n"),
         // Container.
         container(Case::new("container")),
         container(Case::new("container beside a profile")).credentials(default("credentials file")),
         container(web(Case::new("container beside a web identity"))),
-        container(Case::new("container with a wrong token")).set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "wrong-token"),
-        Case::new("container with its token in a file")
-            .set("AWS_CONTAINER_CREDENTIALS_FULL_URI", "{URL}/v1/credentials")
+        container(Case::new("container with a wrong token")).set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "wrong-S3CR3T-token"),
+        container(Case::new("container with its token in a file"))
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "{DIR}/container-token"),
+        container(Case::new("container with a token file beside a wrong token"))
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "wrong-S3CR3T-token")
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "{DIR}/container-token"),
+        container(Case::new("container with an empty token file"))
+            .set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "{DIR}/empty"),
+        container(Case::new("container with a missing token file"))
             .set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "{DIR}/none"),
+        Case::new("container by a path that is none").set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "v1"),
+        container(Case::new("container by a path that is none beside a URL"))
+            .set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "v1"),
+        Case::new("container of a space").set("AWS_CONTAINER_CREDENTIALS_FULL_URI", " "),
         Case::new("container without a scheme").set("AWS_CONTAINER_CREDENTIALS_FULL_URI", "localhost:1"),
         Case::new("container elsewhere").set("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://example.com/"),
         Case::new("container empty").set("AWS_CONTAINER_CREDENTIALS_FULL_URI", ""),
-        Case::new("container token alone").set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "a-container-token"),
+        Case::new("container token alone").set("AWS_CONTAINER_AUTHORIZATION_TOKEN", "a-S3CR3T-container-token"),
     ]
 }
 
 /// Where the agent and the AWS CLI differ: what each of them uses, and why.
-const DIFFERENCES: [(&str, &str, &str, &str); 17] = [
+const DIFFERENCES: [(&str, &str, &str, &str); 21] = [
     // A value that is neither on nor off is a mistake, and the metadata service may be another identity.
     ("metadata disabled by nonsense", "instance", "failed", "a switch is `true` or `false`"),
+    ("metadata disabled by a space", "instance", "failed", "a switch is `true` or `false`"),
+    ("credentials file named by a space", "instance", "failed", "a file is configured"),
+    ("security token alone", "instance", "failed", "a part of an access key is configured"),
+    (
+        "credentials file with a session token alone",
+        "instance",
+        "failed",
+        "a part of an access key is configured",
+    ),
     // The CLI looks at one variable of each source only, and goes on to the instance's role without it.
     ("secret alone", "instance", "failed", "half an access key is configured"),
     ("session token alone", "instance", "failed", "a part of an access key is configured"),
@@ -380,9 +428,6 @@ fn the_source_is_the_one_that_the_aws_cli_uses() {
     }
     assert_eq!(listed.len(), DIFFERENCES.len(), "a listed difference is no case: {listed:?}");
 }
-
-/// Stands in every secret of the random configurations.
-const MARK: &str = "S3CR3T";
 
 /// A random configuration, and what has to be true of it.
 struct Chaos {
@@ -440,12 +485,13 @@ const OTHER_VARIABLES: [&str; 9] = [
     "NO_PROXY",
 ];
 /// Settings of a profile that name an identity, each with values that work.
-const IDENTITY_SETTINGS: [(&str, &[&str]); 9] = [
+const IDENTITY_SETTINGS: [(&str, &[&str]); 10] = [
     ("aws_access_key_id", &["AKIACREDENTIALS00001", "S3CR3T-as-an-id", "S3CR3T/swapped"]),
     (
         "aws_secret_access_key",
-        &["the-secret-access-key-of-AKIACREDENTIALS00001", "S3CR3T-key", "AKIACREDENTIALS00001"],
+        &["the-S3CR3T-access-key-of-AKIACREDENTIALS00001", "S3CR3T-key", "AKIACREDENTIALS00001"],
     ),
+    ("aws_session_token", &["S3CR3T-session-token"]),
     ("role_arn", &[ROLE, "no-arn"]),
     ("source_profile", &["default", "a", "gone"]),
     ("credential_source", &["Environment", "EcsContainer", "Nonsense"]),
@@ -464,16 +510,8 @@ const IDENTITY_SETTINGS: [(&str, &[&str]); 9] = [
     ("login_session", &["x"]),
 ];
 /// Other settings.
-const OTHER_SETTINGS: [&str; 8] = [
-    "region",
-    "output",
-    "endpoint_url",
-    "services",
-    "use_fips_endpoint",
-    "aws_session_token",
-    "mfa_serial",
-    "external_id",
-];
+const OTHER_SETTINGS: [&str; 7] =
+    ["region", "output", "endpoint_url", "services", "use_fips_endpoint", "mfa_serial", "external_id"];
 
 fn chaos(seed: u64) -> Chaos {
     let random = &mut fastrand::Rng::with_seed(seed);
@@ -484,20 +522,19 @@ fn chaos(seed: u64) -> Chaos {
             let good: &[&str] = match name {
                 "AWS_ACCESS_KEY_ID" => &["AKIAENVIRONMENT00001", "S3CR3T/swapped"],
                 "AWS_SECRET_ACCESS_KEY" => {
-                    &["the-secret-access-key-of-AKIAENVIRONMENT00001", "AKIAENVIRONMENT00001"]
+                    &["the-S3CR3T-access-key-of-AKIAENVIRONMENT00001", "AKIAENVIRONMENT00001"]
                 }
                 "AWS_PROFILE" | "AWS_DEFAULT_PROFILE" => &["default", "a"],
                 "AWS_ROLE_ARN" => &[ROLE],
                 "AWS_WEB_IDENTITY_TOKEN_FILE" => &["{DIR}/token", "{DIR}/none"],
                 "AWS_CONTAINER_CREDENTIALS_FULL_URI" => &["{URL}/v1/credentials", "http://127.0.0.1:1/"],
-                "AWS_CONTAINER_AUTHORIZATION_TOKEN" => &["emulated-container-authorization", "S3CR3T-token"],
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN" => &[CONTAINER_TOKEN, "S3CR3T-token"],
                 "AWS_SHARED_CREDENTIALS_FILE" => &["{DIR}/home/.aws/credentials"],
                 _ => &["x"],
             };
             let value = if random.bool() { pick(random, good) } else { pick(random, &ODD) };
             // The file at its usual place says itself whether it configures anything.
-            is_configured |=
-                !value.trim().is_empty() && !value.ends_with("/.aws/credentials") && value != "default";
+            is_configured |= !value.is_empty() && !value.ends_with("/.aws/credentials") && value != "default";
             case = case.set(name, value);
         }
     }
@@ -569,7 +606,7 @@ fn check(chaos: &Chaos, said: &str, asked_instance: bool, asked_anything: bool) 
     }
 }
 
-/// What the library does with a configuration: what it says, and whether the attempt failed.
+/// What the library does with a configuration: what it says and logs.
 fn attempt(node: &Node, runtime: &tokio::runtime::Runtime) -> String {
     let environment = Environment::new(node.variables());
     let identity = Identity {
@@ -584,10 +621,55 @@ fn attempt(node: &Node, runtime: &tokio::runtime::Runtime) -> String {
         Ok(ecr) => ecr,
         Err(error) => return error.to_string(),
     };
-    match runtime.block_on(ecr.caller(None)) {
-        Ok(caller) => format!("{caller:?}"),
-        Err(refusal) => format!("{refusal} {refusal:?}"),
+    let source =
+        TokenSource { region: "eu-west-1".parse().unwrap(), endpoint: Endpoint::STANDARD, role: None };
+    let attempt = async {
+        let caller = ecr.caller(None).await?;
+        let token = ecr.token(&source, &caller).await?;
+        Ok::<_, Refusal>(format!("{caller:?} {token:?}"))
+    };
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+    let target = |event: &tracing::Metadata<'_>| event.target().starts_with("ecr_node_agent");
+    let subscriber = subscriber.with_writer(log.clone()).finish().with(filter_fn(target));
+    let said = tracing::subscriber::with_default(subscriber, || runtime.block_on(attempt));
+    let said = said.unwrap_or_else(|refusal| format!("{refusal} {refusal:?}"));
+    let log = log.0.lock().unwrap();
+    format!("{said}\n{}", String::from_utf8_lossy(&log))
+}
+
+/// Keeps the log lines.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(line);
+        Ok(line.len())
     }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self.clone()
+    }
+}
+
+#[test]
+fn without_home_the_shared_files_are_in_the_users_home_directory() {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap();
+    let said = format!("{}/.aws/credentials", user.dir.display());
+    let mut node = Node::new().without_keys();
+    node.set("HOME", "");
+    node.once(&[]).expect(3, &[&said]);
+    node.unset("HOME");
+    node.once(&[]).expect(3, &[&said]);
 }
 
 #[test]

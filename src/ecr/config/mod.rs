@@ -291,6 +291,7 @@ impl Config {
         }
         let endpoint = self.value(&["AWS_EC2_METADATA_SERVICE_ENDPOINT"], "ec2_metadata_service_endpoint");
         if let Some(Value { origin, text }) = endpoint {
+            let text = text.trim();
             return if is_endpoint(text) {
                 Ok(Metadata::At(text.trim_end_matches('/').to_owned()))
             } else {
@@ -300,8 +301,8 @@ impl Config {
         let mode =
             self.value(&["AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"], "ec2_metadata_service_endpoint_mode");
         let url = match mode {
-            Some(Value { text, .. }) if text.eq_ignore_ascii_case("IPv6") => "http://[fd00:ec2::254]",
-            Some(Value { origin, text }) if !text.eq_ignore_ascii_case("IPv4") => {
+            Some(Value { text, .. }) if text.trim().eq_ignore_ascii_case("IPv6") => "http://[fd00:ec2::254]",
+            Some(Value { origin, text }) if !text.trim().eq_ignore_ascii_case("IPv4") => {
                 return Err(ConfigError::Mode { origin, value: redact(text, LONGEST) });
             }
             _ => "http://169.254.169.254",

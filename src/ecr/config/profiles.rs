@@ -164,10 +164,10 @@ impl Profiles {
                 Some(file.found(setting))
             };
             let (id, secret) = (find("aws_access_key_id"), find("aws_secret_access_key"));
-            if id.is_none() && secret.is_none() {
+            let session_token = find("aws_session_token").filter(|token| !token.value.is_empty());
+            if id.is_none() && secret.is_none() && session_token.is_none() {
                 return None;
             }
-            let session_token = find("aws_session_token").filter(|token| !token.value.is_empty());
             Some(FoundKey { id, secret, session_token, kind: file.kind, place: file.place(section.line) })
         })
     }
@@ -268,6 +268,14 @@ mod tests {
         assert_eq!(key.id.unwrap().value, "A");
         assert!(key.secret.is_none() && key.session_token.is_none());
         assert!(profiles.key("one").is_none());
+    }
+
+    #[test]
+    fn a_session_token_alone_is_a_part_of_an_access_key() {
+        let key = |text: &str| profiles(text, "").key("default").map(|key| key.session_token.is_some());
+        assert_eq!(key("[default]\naws_session_token = T\n"), Some(true));
+        assert_eq!(key("[default]\naws_session_token =\n"), None);
+        assert_eq!(key("[default]\naws_access_key_id =\n"), Some(false));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which credential source is configured, and therefore used. It is used alone: where it fails, no other source takes its
 //! place, which could be another identity.
 
+use crate::ecr::config::load::shared_files;
 use crate::ecr::config::profiles::{Found, FoundKey, Kind};
 use crate::ecr::config::{Config, ConfigError, Metadata, not_found};
 use crate::ecr::refusal::Refusal;
@@ -243,7 +244,10 @@ pub enum SourceError {
 impl From<SourceError> for Refusal {
     fn from(error: SourceError) -> Self {
         match error {
-            SourceError::Config(error) => error.into(),
+            // Only the settings of the metadata service are read while a source is chosen.
+            SourceError::Config(error) => {
+                Self::from(error).of_source("the instance metadata service cannot be asked")
+            }
             error => Self::no_credentials(&error),
         }
     }
@@ -270,9 +274,10 @@ pub fn choose(config: &Config) -> Result<Source, SourceError> {
     match config.metadata()? {
         Metadata::At(url) => Ok(Base::Metadata { url, configured_by: None }.into()),
         Metadata::Disabled(variable) => {
-            let paths: Vec<String> = config.profiles.paths().map(shown_path).collect();
+            let files = shared_files(&config.environment);
+            let paths: Vec<String> = files.iter().map(|file| shown_path(&file.path)).collect();
             let files = match paths.as_slice() {
-                [] => "~/.aws/credentials, ~/.aws/config".to_owned(),
+                [] => "no shared files, since HOME is not set".to_owned(),
                 paths => format!("credentials of the profile `default` in {}", paths.join(" and ")),
             };
             Err(SourceError::Nothing { variable, files })
