@@ -1,0 +1,167 @@
+//! Chaos: real agents keep several auth files, while other programs write these files in every way that programs do.
+//!
+//! `cargo run --release --example chaos -- [SECONDS [SEED]]`. One thread for each file edits it as another program does. One thread
+//! kills, freezes, restarts and doubles the agents, and makes ECR fail. One thread for each file reads it all the time. The
+//! program checks these promises:
+//!
+//! - A reader never sees a torn file from the agent.
+//! - No entry of another program is lost, and none that its owner has removed comes back.
+//! - While ECR answers, every file holds a good token again after each edit.
+//! - The writes of one agent come to rest.
+//! - No secret is in the agents' output, and no agent panics.
+//!
+//! The seed decides what happens, in which order. The machine decides when.
+#![expect(clippy::print_stdout, reason = "it exists to print")]
+#![expect(clippy::disallowed_methods, reason = "it writes files as other programs do")]
+#![expect(clippy::unwrap_used, reason = "a failure here is a fault of the machine or of this program")]
+#![expect(unreachable_pub, reason = "modules of one program")]
+
+mod agents;
+mod files;
+mod writers;
+
+use agents::Agents;
+use ecr_emulator::{Api, Emulator, Fault, Options, Times};
+use files::{File, Reader};
+use jiff::SignedDuration;
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a token is valid: a short time, so that refreshes happen beside everything else.
+const TOKEN: SignedDuration = SignedDuration::from_secs(90);
+
+fn main() -> ExitCode {
+    // Chaos starts itself as the agent, so that only one program has to be built.
+    if std::env::var_os("CHAOS_AGENT").is_some() {
+        return ecr_node_agent::main();
+    }
+    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
+    let (Ok(seconds), Ok(seed)) = (arguments.next().transpose(), arguments.next().transpose()) else {
+        println!("usage: chaos [SECONDS [SEED]]");
+        return ExitCode::from(2);
+    };
+    let (seconds, seed) = (seconds.unwrap_or(120), seed.unwrap_or(1));
+    match run(Duration::from_secs(seconds), seed) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(broken) => {
+            println!("{broken} promises were broken");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("chaos could not run: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns how many promises were broken.
+fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
+    let aws = Emulator::start(Options { token_lifetime: TOKEN, ..Options::default() })?;
+    let root = tempfile::tempdir()?;
+    let files = files::make(root.path())?;
+    println!(
+        "seed {seed}, {} s, {} auth files below {}",
+        duration.as_secs(),
+        files.len(),
+        root.path().display()
+    );
+    let agents = Agents::new(&aws, root.path(), &files);
+    agents.start(0, 0)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let end = Instant::now() + duration;
+    thread::scope(|scope| {
+        let readers: Vec<_> = files
+            .iter()
+            .map(|file| {
+                let stop = Arc::clone(&stop);
+                scope.spawn(move || Reader::default().read(file, &stop))
+            })
+            .collect();
+        let editors: Vec<_> = files
+            .iter()
+            .enumerate()
+            .map(|(number, file)| {
+                let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number as u64));
+                let (aws, agents) = (&aws, &agents);
+                scope.spawn(move || edit(file, aws, agents, &mut rng, end))
+            })
+            .collect();
+        let mut rng = fastrand::Rng::with_seed(seed);
+        disturb(&aws, &agents, &mut rng, end);
+        for editor in editors {
+            editor.join().map_err(|_| "an editor panicked")?;
+        }
+        // One agent remains, and ECR answers.
+        aws.heal();
+        agents.restart_quietly()?;
+        for file in &files {
+            file.wait_until_good(&aws, Duration::from_mins(2));
+        }
+        thread::sleep(Duration::from_secs(2));
+        for file in &files {
+            file.check_rest(Duration::from_secs(5), TOKEN);
+        }
+        stop.store(true, Ordering::Relaxed);
+        for (file, reader) in files.iter().zip(readers) {
+            let reads = reader.join().map_err(|_| "a reader panicked")?;
+            println!("{}: {reads} reads, {}", file.name(), file.counts());
+        }
+        agents.stop_all();
+        let shown = agents.broken(&aws);
+        println!("{}; {} tokens issued", agents.counts(), aws.issued().len());
+        let broken: Vec<String> = files.iter().flat_map(File::broken).chain(shown).collect();
+        for promise in &broken {
+            println!("BROKEN: {promise}");
+        }
+        Ok(broken.len())
+    })
+}
+
+/// Edits one file again and again as another program, and checks after each edit that nothing is lost.
+fn edit(file: &File, aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, end: Instant) {
+    while Instant::now() < end {
+        file.edit(rng);
+        // Mostly one edit at a time, sometimes several in a row.
+        if rng.u8(..) < 200 {
+            if agents.can_refresh() {
+                file.wait_until_good(aws, Duration::from_secs(100));
+            }
+            thread::sleep(Duration::from_millis(rng.u64(0..1500)));
+        }
+    }
+}
+
+/// Kills, stops, restarts and doubles the agents, and makes ECR fail.
+fn disturb(aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, end: Instant) {
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(rng.u64(200..4000)));
+        match rng.u8(0..10) {
+            0 | 1 => agents.kill_and_restart(rng),
+            2 => agents.freeze(Duration::from_millis(rng.u64(50..1500))),
+            3 => agents.hang_up(),
+            4 => agents.restart_with_other_options(rng),
+            5 => agents.double(rng),
+            6 => agents.once(rng),
+            7 => {
+                let fault = match rng.u8(0..4) {
+                    0 => Fault::Throttle,
+                    1 => Fault::InternalError,
+                    2 => Fault::access_denied(),
+                    _ => Fault::Hang,
+                };
+                agents.without_ecr(|| {
+                    aws.fail(Api::Ecr, fault, Times::Always);
+                    agents.hang_up();
+                    thread::sleep(Duration::from_millis(rng.u64(100..3000)));
+                    aws.heal();
+                });
+            }
+            _ => {}
+        }
+    }
+}
