@@ -138,6 +138,11 @@ fn bundle(aws: &Emulator, folder: &Path) -> PathBuf {
     file
 }
 
+/// A folder of which no ancestor changes meanwhile: the agent watches all of them, and in `/tmp` each program would wake it.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 fn mib(kib: u64) -> f64 {
     f64::from(u32::try_from(kib).unwrap()) / 1024.0
 }
@@ -152,7 +157,7 @@ fn main() {
 
 /// Watches an agent between two refreshes.
 fn idle(arguments: &Arguments, aws: &Emulator) -> [[String; 3]; 5] {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let agent = start(&arguments.agent, aws, folder.path(), &[]);
     let pid = agent.0.id();
     wait("the first refresh", || folder.path().join("config.json").exists());
@@ -190,7 +195,7 @@ fn idle(arguments: &Arguments, aws: &Emulator) -> [[String; 3]; 5] {
 
 /// Runs an agent through many refreshes.
 fn growth(arguments: &Arguments, aws: &Emulator) -> [[String; 3]; 4] {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let agent = start(&arguments.agent, aws, folder.path(), &REGIONS);
     let pid = agent.0.id();
     wait("the first refresh", || folder.path().join("config.json").exists());

@@ -9,13 +9,16 @@ use crate::programs::{
 use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Emulator, Options};
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread::sleep;
+use std::time::Duration;
 
 pub const SYSTEM: &str = "TLS, the system's authorities";
 const REGION: &str = "eu-west-1";
@@ -28,6 +31,8 @@ const PROVIDER_REQUEST: &str = r#"{
     "image": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:1"
 }"#;
 const SECRET: &str = "ecr-creds";
+/// How many auth files the agent updates in turn.
+const FILES: usize = 50;
 /// A uid that no user has. `k8s-ecr-login-renew` looks for its kubeconfig in the home directory that `/etc/passwd` names, and in
 /// `HOME` only if its uid is not there.
 const NOBODY: u32 = 65532;
@@ -113,8 +118,9 @@ impl Setting {
                 let file = folder.join(format!("{name}.json"));
                 let text = file.to_str().unwrap_or_default().to_owned();
                 let arguments = ["--once", "--region", REGION, "--auth-file", &text];
-                let result = ProgramResult::File(file, HOST);
-                programs.push(Program::new(name, path, &arguments, &environment, result));
+                let result = ProgramResult::File(file.clone(), HOST);
+                let program = Program::new(name, path, &arguments, &environment, result);
+                programs.push(program.with_preparation(old_file(file)));
             }
         }
         if let Some(path) = tools.path(FLOOR) {
@@ -198,6 +204,24 @@ impl Setting {
             programs.push(if name == RENEW { program.with_user(NOBODY) } else { program });
         }
         Ok(programs)
+    }
+}
+
+/// Lets a path name another file before each run, one that was not changed for some time, as on a node: the agent waits for
+/// the end of changes. Each file holds the entry of an earlier run, except before the first one.
+fn old_file(path: PathBuf) -> impl Fn() {
+    let number = Cell::new(0);
+    move || {
+        let file = |number: usize| path.with_extension(format!("{number}.json"));
+        let current = number.replace(number.get() + 1);
+        if current == 1 {
+            for other in 1..FILES {
+                fs::copy(file(0), file(other)).unwrap();
+            }
+            sleep(Duration::from_secs(1));
+        }
+        fs::remove_file(&path).ok();
+        symlink(file(current % FILES), &path).unwrap();
     }
 }
 
