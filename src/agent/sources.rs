@@ -44,6 +44,8 @@ struct Resume {
     backoff: Backoff,
     /// Why the last search failed; `None` if there was none.
     failing: Option<Failing>,
+    /// Whether a refresh was asked for while the search was under way. Every source is then asked after it.
+    then_refresh: bool,
 }
 
 /// What is asked of one token source.
@@ -93,7 +95,13 @@ impl Sources {
             store,
             policy,
             states: None,
-            resume: Resume { next, running: false, backoff: Backoff::default(), failing: None },
+            resume: Resume {
+                next,
+                running: false,
+                backoff: Backoff::default(),
+                failing: None,
+                then_refresh: false,
+            },
             attempts: JoinSet::new(),
             credentials_tried: None,
         }
@@ -196,14 +204,20 @@ impl Sources {
             SourceState::new(request, token, &self.policy, now, fastrand::f64())
         };
         self.states = Some(requests.into_iter().map(begin).collect());
+        if std::mem::take(&mut self.resume.then_refresh) {
+            self.refresh_now(now);
+        }
         Update { fetched: None, publish }
     }
 
     /// Asks every source as soon as allowed. Returns whether that changes anything.
     pub fn refresh_now(&mut self, now: Now) -> bool {
         if self.states.is_none() {
+            if self.resume.running {
+                return !std::mem::replace(&mut self.resume.then_refresh, true);
+            }
             let soonest = now.after(Duration::from_secs(1));
-            let is_later = !self.resume.running && self.resume.next.boot > soonest.boot;
+            let is_later = self.resume.next.boot > soonest.boot;
             if is_later {
                 self.resume.next = soonest;
             }
