@@ -9,9 +9,13 @@ use futures_util::future::join_all;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::info;
 
 /// How long to sleep at most between two looks at a file that is not at rest: the other program may finish any time.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// A wait for another program is logged after this time.
+const LOGGED_AFTER: Duration = Duration::from_secs(1);
 
 /// What became of an auth file.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ async fn at_rest(
 ) -> Result<Outcome, AuthFileError> {
     let mut memory = Memory::default();
     let mut notes = Vec::new();
+    let mut logged_from = Some(Instant::now() + LOGGED_AFTER);
     loop {
         let (act, mine, mut known) = (act.clone(), file.clone(), memory);
         let update = tokio::task::spawn_blocking(move || (act(&mine, &mut known), known));
@@ -66,6 +71,10 @@ async fn at_rest(
         let Effect::NotAtRest { retry_in } = outcome.effect else {
             return Ok(Outcome { notes, ..outcome });
         };
+        if logged_from.take_if(|from| *from <= Instant::now()).is_some() {
+            let within = deadline.saturating_duration_since(Instant::now());
+            info!(path = %file.path.display(), ?within, "another program may still be changing this file; waiting for its end");
+        }
         if Instant::now() + retry_in > deadline {
             return Err(AuthFileError::NotAtRest(file.path.clone()));
         }

@@ -245,6 +245,19 @@ fn a_program_that_keeps_a_file_open_is_named_and_delays_no_other_file() {
 }
 
 #[test]
+fn a_one_shot_command_says_that_it_waits_for_another_program() {
+    let node = Node::with_auth_file(FOREIGN);
+    let path = node.auth_file();
+    let open = fs::File::options().append(true).open(&path).unwrap();
+    let run = node.launch(&[], &["--once", "--auth-file", path.to_str().unwrap()]);
+    run.wait_for("another program may still be changing this file; waiting for its end", 1);
+    assert!(!has_token(&node, &path));
+    drop(open);
+    run.ended().expect(0, &["\"published\""]);
+    assert!(has_token(&node, &path));
+}
+
+#[test]
 fn a_supervisor_that_takes_no_messages_holds_nothing_up() {
     let mut node = Node::with_auth_file(FOREIGN);
     let path = node.path("notify");
