@@ -8,8 +8,8 @@ pub mod docker_config;
 #[path = "../../src/ecr/registry.rs"]
 pub mod registry;
 
-/// The times of tokens.
+/// How long tokens live.
+#[path = "../../src/time"]
 pub mod time {
-    #[path = "../../../src/time/schedule.rs"]
     pub mod schedule;
 }
