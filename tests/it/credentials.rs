@@ -456,8 +456,9 @@ fn without_a_source_the_message_lists_what_was_looked_for() {
     let node = poor();
     let said = [
         "no credential source is configured, and AWS_EC2_METADATA_DISABLED switches off",
-        "AWS_ACCESS_KEY_ID, ~/.aws/credentials, ~/.aws/config, AWS_WEB_IDENTITY_TOKEN_FILE, \
-         AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_ACCESS_KEY_ID, credentials of the profile `default` in ",
+        "/home/.aws/credentials and ",
+        "/home/.aws/config, AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_FULL_URI",
         "--aws-credentials-dir",
     ];
     refused(&node, &[], &said);
