@@ -11,6 +11,7 @@ pub mod docker_config;
 pub mod ecr;
 pub mod events;
 pub mod inspect;
+pub mod process;
 pub mod pull_secret;
 pub mod report;
 pub mod round;

@@ -46,6 +46,18 @@ pub fn remember(secret: &str) {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).add(secret);
 }
 
+/// Remembers the lines of a private key in PEM as secrets. Certificates beside it are none.
+pub fn remember_private_key(pem: &str) {
+    let mut is_key = false;
+    for line in pem.lines() {
+        if line.starts_with("-----") {
+            is_key = line.starts_with("-----BEGIN") && line.contains("PRIVATE KEY");
+        } else if is_key {
+            remember(line);
+        }
+    }
+}
+
 /// A text from outside as it may be shown: no secret of this process, nothing that looks like a token, no control
 /// character, one line, at most `longest` characters.
 #[must_use]

@@ -683,7 +683,7 @@ fn a_process_ends_with_the_agent_and_the_agent_says_so() {
     profile(&node, "", &format!("[default]\ncredential_process = {script}\n"));
     let agent = node.start(&[]);
     agent.wait("the process", || std::fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n')));
-    agent.stop().expect(0, &["killed a credential_process with its child processes"]);
+    agent.stop().expect(0, &["killed a program with its child processes", "the credential_process `sh`"]);
     for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(stat.is_empty() || stat.contains(") Z "), "{pid} lives on: {stat}");

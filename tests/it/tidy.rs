@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts of the program, lowest first. Each may use the parts before it, and no other.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "time",
     "docker_config",
     "report",
+    "process",
     "ecr",
     "auth_file",
     "pull_secret",

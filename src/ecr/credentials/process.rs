@@ -1,30 +1,19 @@
 //! A `credential_process`: a program that prints credentials.
 //!
-//! As by the AWS CLI, its command line is split into words and started without a shell. It ends with its attempt: the whole
-//! process group is killed when its time is over, or when the attempt is given up.
+//! As by the AWS CLI, its command line is split into words and started without a shell. It ends with its attempt.
 
 use super::source::Process;
 use super::{Obtained, answer};
 use crate::ecr::refusal::Refusal;
+use crate::process::{self, Limits};
 use crate::report::redact::{redact, remember};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use secrecy::ExposeSecret as _;
-use secrecy::zeroize::Zeroizing;
-use std::io;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, sink};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
-use tracing::warn;
+use tokio::process::Command;
 
-/// How long the program may take. Less than an attempt, so that the message names the program.
-const TIMEOUT: Duration = Duration::from_secs(20);
-/// Credentials are 2 KB.
-const MAX_ANSWER: usize = 64 * 1024;
-/// How much of the program's error output is looked at.
-const MAX_ERROR: usize = 16 * 1024;
+/// The time is less than an attempt has, so that the message names the program. Credentials are 2 KB.
+const LIMITS: Limits = Limits { time: Duration::from_secs(20), output: 64 * 1024, errors: Some(16 * 1024) };
 /// The longest error that is shown.
 const LONGEST_ERROR: usize = 300;
 /// The longest program name that is shown.
@@ -35,14 +24,8 @@ const LONGEST: usize = 200;
 enum ProcessError {
     #[error("its command line has a quote that is not closed, or no word")]
     CommandLine,
-    #[error("the program cannot be started: {0}")]
-    Start(#[source] io::Error),
-    #[error("it did not end within {} s, and was killed with its child processes", TIMEOUT.as_secs())]
-    TimedOut,
-    #[error("it printed more than {} KiB, and was killed", MAX_ANSWER / 1024)]
-    TooLong,
-    #[error("its output cannot be read: {0}")]
-    Output(#[source] io::Error),
+    #[error(transparent)]
+    Run(#[from] process::ProcessError),
     #[error("it failed ({status}){}{said}", if said.is_empty() { "" } else { ": " })]
     Failed { status: ExitStatus, said: String },
     #[error("it printed version `{0}` of the format, and only version 1 is known")]
@@ -54,7 +37,11 @@ enum ProcessError {
 impl ProcessError {
     /// Whether another run may succeed.
     fn is_passing(&self) -> bool {
-        matches!(self, Self::TimedOut | Self::Failed { .. })
+        self.has_timed_out() || matches!(self, Self::Failed { .. })
+    }
+
+    fn has_timed_out(&self) -> bool {
+        matches!(self, Self::Run(process::ProcessError::TimedOut(_)))
     }
 }
 
@@ -69,7 +56,8 @@ pub async fn run(process: &Process) -> Result<Obtained, Refusal> {
     let source = format!("the credential_process `{program}` ({})", process.origin);
     let failed = |error: ProcessError| {
         let needs_shell = words.iter().any(|word| is_for_a_shell(word));
-        let hint = if needs_shell && !matches!(error, ProcessError::TimedOut | ProcessError::TooLong) {
+        let is_too_long = matches!(error, ProcessError::Run(process::ProcessError::TooLong(_)));
+        let hint = if needs_shell && !is_too_long && !error.has_timed_out() {
             "; it is started without a shell, as by the AWS CLI: for `|`, `>`, `;`, `&`, `$`, `~` or a variable before \
              the program, write `sh -c '...'`, which needs a shell in the agent's image"
         } else {
@@ -77,15 +65,15 @@ pub async fn run(process: &Process) -> Result<Obtained, Refusal> {
         };
         Refusal::NoCredentials { reason: format!("{source}: {error}{hint}"), passing: error.is_passing() }
     };
-    let output = timeout(TIMEOUT, output_of(&words)).await.unwrap_or(Err(ProcessError::TimedOut));
-    let credentials = output.and_then(|output| {
-        let version = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&output);
+    let credentials = output_of(&words, &source).await.and_then(|output| {
+        let output = output.bytes();
+        let version = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(output);
         match version.ok().and_then(|json| json.get("Version").map(ToString::to_string)) {
             Some(version) if version != "1" => Err(ProcessError::Version(redact(&version, LONGEST))),
-            None if !output.is_empty() && answer::parse(&output).is_ok() => {
+            None if !output.is_empty() && answer::parse(output).is_ok() => {
                 Err(ProcessError::Version(String::new()))
             }
-            _ => Ok(answer::parse(&output)?),
+            _ => Ok(answer::parse(output)?),
         }
     });
     Ok(Obtained { credentials: credentials.map_err(failed)?, source: source.clone(), role: None })
@@ -116,64 +104,21 @@ fn is_for_a_shell(word: &str) -> bool {
     word.starts_with('~') || word.contains(['|', '>', '<', ';', '&', '$', '`'])
 }
 
-async fn output_of(words: &[String]) -> Result<Zeroizing<Vec<u8>>, ProcessError> {
+async fn output_of(words: &[String], name: &str) -> Result<process::Output, ProcessError> {
     let (program, arguments) = words.split_first().ok_or(ProcessError::CommandLine)?;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that the children of the process end with it.
-    let child = command.process_group(0).kill_on_drop(true).spawn().map_err(ProcessError::Start)?;
-    let mut running = Running { child, program, has_ended: false };
-    let (stdout, stderr) = (running.child.stdout.take(), running.child.stderr.take());
-    let (output, said) = tokio::join!(read(stdout, MAX_ANSWER, true), read(stderr, MAX_ERROR, false));
-    let output = output?;
-    let status = running.child.wait().await.map_err(ProcessError::Output)?;
-    running.has_ended = true;
-    if status.success() { Ok(output) } else { Err(ProcessError::Failed { status, said: first_line(&said?) }) }
+    command.args(arguments);
+    let ended = process::run(command, name, LIMITS).await?;
+    match ended.status {
+        status if status.success() => Ok(ended.output),
+        status => Err(ProcessError::Failed { status, said: first_line(ended.errors.bytes()) }),
+    }
 }
 
 /// The first line that is not empty. The program may print secrets that are not known here.
 fn first_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     redact(text.trim_start().lines().next().unwrap_or_default(), LONGEST_ERROR)
-}
-
-/// Reads to the end, and keeps so much of it.
-async fn read(
-    pipe: Option<impl AsyncRead + Unpin>,
-    most: usize,
-    is_limited: bool,
-) -> Result<Zeroizing<Vec<u8>>, ProcessError> {
-    let mut kept = Zeroizing::new(Vec::with_capacity(most + 1));
-    let Some(mut pipe) = pipe else { return Ok(kept) };
-    (&mut pipe).take(most as u64 + 1).read_to_end(&mut kept).await.map_err(ProcessError::Output)?;
-    if kept.len() > most && is_limited {
-        return Err(ProcessError::TooLong);
-    }
-    tokio::io::copy(&mut pipe, &mut sink()).await.map_err(ProcessError::Output)?;
-    Ok(kept)
-}
-
-/// A process that has not been waited for yet: its group is killed when this is dropped.
-struct Running<'a> {
-    child: Child,
-    program: &'a str,
-    has_ended: bool,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        // Once it has been waited for, its number may be another process's.
-        if self.has_ended {
-            return;
-        }
-        if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
-            let program = redact(self.program, LONGEST);
-            match killpg(Pid::from_raw(group), Signal::SIGKILL) {
-                Ok(()) => warn!(program, "killed a credential_process with its child processes"),
-                Err(error) => warn!(program, %error, "cannot kill a credential_process"),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -249,41 +194,6 @@ mod tests {
             assert!(reason.contains(expected) && !reason.contains("s3cret"), "{command}: {reason}");
             assert_eq!(found, passing, "{reason}");
             assert!(reason.contains("config line 2"), "{reason}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_process_ends_with_its_attempt_and_its_children_too() {
-        let root = tempfile::tempdir().unwrap();
-        let pids = root.path().join("pids");
-        let script = format!("sh -c 'sleep 1000 & echo $! $$ > {}; wait'", pids.display());
-        let process = process(&script);
-        let attempt = run(&process);
-        let written = async {
-            loop {
-                let text = std::fs::read_to_string(&pids).unwrap_or_default();
-                if text.ends_with('\n') {
-                    return text;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let text = tokio::select! {
-            ended = attempt => panic!("{ended:?}"),
-            text = written => text,
-        };
-        for pid in text.split_whitespace() {
-            let is_over = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-                Ok(stat) => stat.contains(") Z "),
-                Err(_) => true,
-            };
-            timeout(Duration::from_secs(30), async {
-                while !is_over() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            })
-            .await
-            .unwrap_or_else(|_| panic!("{pid} lives on"));
         }
     }
 }

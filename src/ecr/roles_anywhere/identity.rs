@@ -1,7 +1,7 @@
 //! The certificate and the private key in the files, checked before AWS is asked.
 
 use super::certificate::Certificate;
-use crate::report::redact;
+use crate::report::redact::remember_private_key;
 use jiff::Timestamp;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
@@ -94,7 +94,7 @@ impl ClientIdentity {
         let leaf = found.next().ok_or(IdentityError::NoCertificate)?;
         let chain = found.filter(|certificate| !certificate.is_self_signed()).take(LONGEST_CHAIN).collect();
 
-        remember_lines(key);
+        remember_private_key(&String::from_utf8_lossy(key));
         let key = sections(key, KEY_FILE)?
             .into_iter()
             .find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der))
@@ -140,18 +140,6 @@ fn sections(text: &[u8], file: &'static str) -> Result<Vec<(SectionKind, Vec<u8>
     let found = found.map_err(torn)?;
     // A file is emptied before it is written.
     if text.trim_ascii().is_empty() { Err(IdentityError::Torn(file)) } else { Ok(found) }
-}
-
-/// Remembers the lines of a private key as secrets.
-fn remember_lines(pem: &[u8]) {
-    let mut is_key = false;
-    for line in String::from_utf8_lossy(pem).lines() {
-        if line.starts_with("-----") {
-            is_key = line.starts_with("-----BEGIN") && line.contains("PRIVATE KEY");
-        } else if is_key {
-            redact::remember(line);
-        }
-    }
 }
 
 #[cfg(test)]
