@@ -12,8 +12,12 @@ use crate::docker_config::matching::Mismatch;
 use crate::docker_config::search::{self, Content, Kubelet, Place, Verdict};
 use crate::ecr::http::registries::Registries;
 use crate::inspect::registry::client::{self, Verification};
+use crate::report::redact::redact_known;
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
+
+/// The longest name of a token source that is shown. The longest ARN of a role has 2,048 characters.
+pub(super) const LONGEST_SOURCE: usize = 2200;
 
 /// What the kubelet makes of each file, and what that means for each image.
 #[derive(Debug)]
@@ -192,7 +196,8 @@ fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplan
         key: visible(&entry.key),
         username: entry.credentials.username.clone(),
         state: state(entry, now),
-        source: entry.record.as_ref().map(|record| record.source.clone()),
+        // Whoever may write the file may have planted it.
+        source: entry.record.as_ref().map(|record| redact_known(&record.source, LONGEST_SOURCE)),
         in_random_order: is_one_of_several(entry),
         credentials: entry.credentials.clone(),
     });

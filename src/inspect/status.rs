@@ -10,6 +10,7 @@ use crate::docker_config::parse::{self, Defect, Shape};
 use crate::docker_config::search::Verdict;
 use crate::ecr::registry::{Registry, is_ecr_host};
 use crate::report::exit::chain;
+use crate::report::redact::redact_known;
 use crate::settings::RefreshPolicy;
 use crate::time::schedule::Life;
 use jiff::{SignedDuration, Timestamp};
@@ -188,7 +189,7 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
             fetched_at: record.map(|record| record.fetched_at),
             refresh_by: None,
             // Whoever may write the file may have planted it.
-            source: record.map(|record| record.source.escape_debug().to_string()),
+            source: record.map(|record| redact_known(&record.source, explain::LONGEST_SOURCE)),
         });
     }
     status.with_missing(asked)

@@ -695,11 +695,17 @@ fn a_planted_source_does_not_reach_the_terminal() {
     let node = Node::new();
     node.once(&[]).expect(0, &[]);
     let mut document = node.document();
-    document["ecr-node-agent"]["entries"][HOST]["source"] = "x\u{1b}[2J".into();
+    document["ecr-node-agent"]["entries"][HOST]["source"] = "x\u{1b}[2J\u{202e}".into();
     node.write("kubelet/config.json", &document.to_string());
     let auth_file = node.auth_file();
     for output in ["text", "json"] {
         let run = node.run(&["status", "--output", output, "--auth-file", auth_file.to_str().unwrap()]);
         assert!(!run.out.contains('\u{1b}') && !run.err.contains('\u{1b}'), "{}", run.out);
+        assert!(!run.out.contains('\u{202e}'), "{}", run.out);
+        let image = format!("{HOST}/app");
+        let auth_file = auth_file.to_str().unwrap();
+        let run = node.run(&["explain", &image, "--output", output, "--auth-file", auth_file]);
+        assert!(run.out.contains("202e") && run.out.contains(HOST), "{}", run.out);
+        assert!(!run.out.contains('\u{1b}') && !run.out.contains('\u{202e}'), "{}", run.out);
     }
 }
