@@ -5,11 +5,14 @@
 //! show no part of a credential.
 
 use super::exec::{ExecError, is_token};
-use crate::report::redact::redact;
+use crate::report::redact::{redact, remember, remember_private_key};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
-use kube::config::{Cluster, InClusterError, Kubeconfig, KubeconfigError, LoadDataError};
+use kube::config::{AuthInfo, Cluster, InClusterError, Kubeconfig, KubeconfigError, LoadDataError};
 use kube::{Client, Config};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -78,12 +81,28 @@ pub(super) fn load() -> Result<(Config, String), ConfigError> {
             Err(_) => {}
         }
     }
+    remember_secrets(user);
     // `kube` would abort the program.
     if user.token.as_ref().is_some_and(|token| !is_token(token)) {
         let origin = user.token_file.clone().unwrap_or(origin);
         return Err(ConfigError::invalid(origin, "the token is empty or contains invalid characters"));
     }
     Ok((config, origin))
+}
+
+/// From now on no output shows what the user authenticates with: the API server, or a proxy on the way, may repeat it.
+fn remember_secrets(user: &AuthInfo) {
+    for secret in [&user.token, &user.password].into_iter().flatten() {
+        remember(secret.expose_secret());
+    }
+    if let Some(key) = &user.client_key_data {
+        remember(key.expose_secret());
+        let decoded = STANDARD.decode(key.expose_secret().trim()).map(Zeroizing::new).unwrap_or_default();
+        remember_private_key(&String::from_utf8_lossy(&decoded));
+    }
+    if let Some(key) = user.client_key.as_ref().and_then(|path| fs::read(path).map(Zeroizing::new).ok()) {
+        remember_private_key(&String::from_utf8_lossy(&key));
+    }
 }
 
 /// Makes a client. Blocks on file I/O.

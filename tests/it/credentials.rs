@@ -5,8 +5,11 @@ use crate::wire::Wire;
 use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Api, Fault, Options, Times};
 use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const ID: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -556,7 +559,7 @@ fn what_aws_repeats_is_shown_without_secrets() {
 #[test]
 fn sts_out_of_reach_is_named_with_its_host() {
     let mut node = Node::new();
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.set("AWS_ENDPOINT_URL_STS", &format!("http://{unused}"));
     node.set("ECR_NODE_AGENT_ROLE_ARN", ROLE);
     let said = format!("cannot reach STS in eu-west-1 ({unused}): Connection refused");
@@ -569,7 +572,7 @@ fn a_proxy_that_fails_is_named_without_its_password() {
     node.hide("hunter2");
     node.write("ca.pem", node.aws.ca_pem());
     node.set("AWS_CA_BUNDLE", node.path("ca.pem").to_str().unwrap());
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.set("HTTPS_PROXY", &format!("http://user:hunter2@{unused}"));
     let said = format!("through the proxy {unused} (HTTPS_PROXY): Connection refused");
     node.once_within(Duration::from_secs(1), 4, &[&said]);
@@ -708,4 +711,58 @@ fn a_planted_source_does_not_reach_the_terminal() {
         assert!(run.out.contains("202e") && run.out.contains(HOST), "{}", run.out);
         assert!(!run.out.contains('\u{1b}') && !run.out.contains('\u{202e}'), "{}", run.out);
     }
+}
+
+/// Answers every request on a loopback port with an error that repeats the `Authorization` header, until `done`.
+fn repeat_authorization(listener: &TcpListener, done: &AtomicBool) {
+    while let Ok((mut stream, _)) = listener.accept() {
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+        let sent = head.iter().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or_default();
+        let body = format!(r#"{{"kind":"Status","message":"nobody is called {sent}"}}"#);
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        );
+        stream.write_all(answer.as_bytes()).ok();
+    }
+}
+
+#[test]
+fn an_api_server_that_repeats_a_short_token_does_not_reveal_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| repeat_authorization(&listener, &done));
+        let mut node = Node::new();
+        node.hide("sh0rt-t0ken");
+        node.write("token", "sh0rt-t0ken\n");
+        let printed = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"sh0rt-t0ken"}}"#;
+        node.write("printed", printed);
+        let file = |name: &str| node.path(name).display().to_string();
+        let users = [
+            "{ token: sh0rt-t0ken }".to_owned(),
+            format!("{{ tokenFile: {} }}", file("token")),
+            format!(
+                "{{ exec: {{ apiVersion: client.authentication.k8s.io/v1, command: cat, args: [{}] }} }}",
+                file("printed")
+            ),
+        ];
+        node.set("KUBECONFIG", &file("kubeconfig"));
+        for user in users {
+            let kubeconfig = format!(
+                "clusters: [{{ name: c, cluster: {{ server: 'http://{address}' }} }}]\ncontexts: [{{ name: c, context: {{ cluster: c, \
+                 user: u }} }}]\ncurrent-context: c\nusers: [{{ name: u, user: {user} }}]\n"
+            );
+            node.write("kubeconfig", &kubeconfig);
+            node.once(&["--pull-secret", "team/ecr-creds", "--timeout", "5s"])
+                .expect(6, &["nobody is called Bearer …"]);
+        }
+        done.store(true, Ordering::Relaxed);
+        TcpStream::connect(address).unwrap();
+    });
 }

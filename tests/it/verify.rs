@@ -81,8 +81,8 @@ fn each_credential_is_tried_and_its_answer_told() {
     let cases = [
         ("missing", 404, "not_there", Some("NAME_UNKNOWN: repository name not known to registry")),
         ("forbidden", 403, "not_allowed", Some("DENIED: Your authorization token has expired.")),
-        // Whoever repeats a credential is not quoted.
-        ("echo", 403, "not_allowed", None),
+        // It repeats the credential.
+        ("echo", 403, "not_allowed", Some("DENIED: Basic …")),
         ("moved", 307, "redirected", None),
     ];
     for (repository, status, meaning, said) in cases {
@@ -115,7 +115,7 @@ fn a_token_is_fetched_where_the_registry_wants_one() {
     assert_eq!(image["registry"]["challenge"], "bearer");
     let image = verified(&node, 1, &format!("{registry}/echo/app"));
     assert_eq!(answers(&image), [row(Some(200), Some(200), Some(403), "not_allowed")]);
-    assert_eq!(image["tried"][0]["answer"]["said"], Value::Null);
+    assert_eq!(image["tried"][0]["answer"]["said"], "DENIED: Bearer …");
 
     // Nobody may pull what is public; the exit code still says that there is no credential.
     node.write("kubelet/config.json", "{}");

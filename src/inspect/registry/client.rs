@@ -9,6 +9,7 @@ use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
 use crate::ecr::http::registries::{Answer, Registries};
 use crate::ecr::refusal::Refusal;
+use crate::report::redact::remember;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::zeroize::Zeroizing;
@@ -34,12 +35,6 @@ pub struct Verification {
     pub with: Vec<Answers>,
 }
 
-/// The secret header of a request, and all secrets that must not be shown from its answer.
-struct Authorization {
-    header: SecretString,
-    secrets: Vec<SecretString>,
-}
-
 /// Asks the registry of `image` with each of `credentials`, and with none.
 ///
 /// `plain_http` asks without TLS. A registry on this node that does not speak TLS is asked without it anyway.
@@ -52,9 +47,9 @@ pub async fn verify(
     let (endpoint, first) = match reach(http, image, plain_http).await {
         Ok(reached) => reached,
         Err(why) => {
-            let nobody = Answers::new(Meaning::NoAnswer(why));
-            let with = credentials.iter().map(|_| nobody.clone()).collect();
-            return Verification { endpoint: None, challenge: None, without: nobody, with };
+            let unanswered = Answers::new(Meaning::NoAnswer(why));
+            let with = credentials.iter().map(|_| unanswered.clone()).collect();
+            return Verification { endpoint: None, challenge: None, without: unanswered, with };
         }
     };
     let asking = Asking { http, endpoint: &endpoint, image };
@@ -64,7 +59,7 @@ pub async fn verify(
     match asking.manifest(None).await {
         Ok(answer) => {
             challenge = challenge::parse(answer.challenges()).or(challenge);
-            without.take(&answer, None);
+            without.take(&answer);
         }
         Err(why) => without.meaning = Meaning::NoAnswer(why),
     }
@@ -140,7 +135,7 @@ impl Asking<'_> {
             // The registry wants none, so a container runtime sends none.
             None => None,
         };
-        let header = authorization.as_ref().map(|authorization| &authorization.header);
+        let header = authorization.as_ref();
         match self.get("/v2/", header).await {
             Ok(answer) => answers.base = Some(answer.status),
             Err(why) => {
@@ -149,7 +144,7 @@ impl Asking<'_> {
             }
         }
         match self.manifest(header).await {
-            Ok(answer) => answers.take(&answer, authorization.as_ref()),
+            Ok(answer) => answers.take(&answer),
             Err(why) => answers.meaning = Meaning::NoAnswer(why),
         }
         answers
@@ -160,9 +155,9 @@ impl Asking<'_> {
         &self,
         realm: &str,
         service: Option<&str>,
-        basic: Option<Authorization>,
+        basic: Option<SecretString>,
         answers: &mut Answers,
-    ) -> Option<Authorization> {
+    ) -> Option<SecretString> {
         let url = match token_url(realm, service, self.image.path(), self.endpoint) {
             Ok(url) => url,
             Err(untrusted) => {
@@ -170,7 +165,7 @@ impl Asking<'_> {
                 return None;
             }
         };
-        let header = basic.as_ref().map(|basic| ("authorization", &basic.header));
+        let header = basic.as_ref().map(|basic| ("authorization", basic));
         let answer = match ask(self.http, &url, header.as_slice(), true).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -181,16 +176,16 @@ impl Asking<'_> {
         answers.token = Some(answer.status);
         if answer.status != 200 {
             answers.meaning = Meaning::of_status(answer.status);
-            answers.said = answer.said(basic.as_ref());
+            answers.said = said(&answer.body);
             return None;
         }
         let Some(token) = token(&answer.body) else {
             answers.meaning = Meaning::NoAnswer("the token service gave no token".to_owned());
             return None;
         };
-        let header = SecretString::from(format!("Bearer {}", token.expose_secret()));
-        let secrets = basic.map(|basic| basic.secrets).into_iter().flatten().chain([token]).collect();
-        Some(Authorization { header, secrets })
+        // The registry may repeat what it is sent.
+        remember(token.expose_secret());
+        Some(SecretString::from(format!("Bearer {}", token.expose_secret())))
     }
 
     async fn manifest(&self, authorization: Option<&SecretString>) -> Result<Answer, String> {
@@ -213,10 +208,10 @@ impl Answers {
     }
 
     /// Takes the manifest's answer.
-    fn take(&mut self, answer: &Answer, authorization: Option<&Authorization>) {
+    fn take(&mut self, answer: &Answer) {
         self.manifest = Some(answer.status);
         self.meaning = Meaning::of_status(answer.status);
-        self.said = answer.said(authorization);
+        self.said = said(&answer.body);
     }
 }
 
@@ -224,22 +219,18 @@ impl Answer {
     fn challenges(&self) -> impl Iterator<Item = &str> {
         self.challenges.iter().map(String::as_str)
     }
-
-    fn said(&self, authorization: Option<&Authorization>) -> Option<String> {
-        let secrets = authorization.map(|authorization| authorization.secrets.as_slice()).unwrap_or_default();
-        let secrets: Vec<&str> = secrets.iter().map(SecretString::expose_secret).collect();
-        said(&self.body, &secrets)
-    }
 }
 
-/// User and password as a header. For container runtimes, an entry without both is no credential.
-fn basic(credentials: &Credentials) -> Option<Authorization> {
+/// User and password as a header. For container runtimes, an entry without both is no credential. From now on no output shows
+/// the password: a registry may repeat what it is sent.
+fn basic(credentials: &Credentials) -> Option<SecretString> {
     let password = credentials.password.expose_secret();
     if credentials.username.is_empty() && password.is_empty() {
         return None;
     }
     let pair = Zeroizing::new(format!("{}:{password}", credentials.username));
-    let encoded = SecretString::from(STANDARD.encode(pair.as_bytes()));
-    let header = SecretString::from(format!("Basic {}", encoded.expose_secret()));
-    Some(Authorization { header, secrets: vec![credentials.password.clone(), encoded] })
+    let encoded = Zeroizing::new(STANDARD.encode(pair.as_bytes()));
+    remember(password);
+    remember(&encoded);
+    Some(SecretString::from(format!("Basic {}", encoded.as_str())))
 }
