@@ -42,7 +42,7 @@ pub fn run(command: Command) -> ExitStatus {
             let search = explain::look(&kubelet, &auth_file, &Visibility::of_this_process());
             let mut explanation = explain::explain(kubelet, search, images, now);
             let verified = verify.map_or(Ok(()), |verify| {
-                let http = Registries::new(&verify.trust, &verify.environment)?;
+                let http = runtime.block_on(Registries::load(&verify.trust, &verify.environment))?;
                 runtime.block_on(explain::verify(&mut explanation, &http, verify.plain_http));
                 Ok::<_, SetupError>(())
             });

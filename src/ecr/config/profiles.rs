@@ -82,12 +82,18 @@ impl fmt::Display for Place {
 }
 
 /// A setting that was found.
-#[derive(Debug)]
 pub struct Found<'a> {
     /// Its value, which may be empty.
     pub value: &'a str,
     /// Where it stands.
     pub place: Place,
+}
+
+impl fmt::Debug for Found<'_> {
+    /// The place only: the value may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Found({})", self.place)
+    }
 }
 
 /// The access key that a profile holds, as far as it is there. All of it is from one file.
@@ -265,6 +271,7 @@ mod tests {
             "[default]\naws_access_key_id = B\naws_secret_access_key = S\naws_session_token = T\n",
         );
         let key = profiles.key("default").unwrap();
+        assert!(format!("{:?}", key.id).starts_with("Some(Found(credentials line 2))"), "{key:?}");
         assert_eq!(key.id.unwrap().value, "A");
         assert!(key.secret.is_none() && key.session_token.is_none());
         assert!(profiles.key("one").is_none());

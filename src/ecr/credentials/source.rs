@@ -7,6 +7,7 @@ use crate::ecr::config::{Config, ConfigError, Metadata, not_found};
 use crate::ecr::refusal::Refusal;
 use crate::report::redact::{redact, shown_path};
 use secrecy::SecretString;
+use std::fmt;
 use std::path::PathBuf;
 
 /// The longest wrong value that is shown.
@@ -44,7 +45,6 @@ pub enum Base {
 }
 
 /// An access key.
-#[derive(Debug)]
 pub struct Key {
     /// Where it stands.
     pub origin: String,
@@ -54,6 +54,13 @@ pub struct Key {
     pub secret: SecretString,
     /// The session token of temporary credentials.
     pub session_token: Option<SecretString>,
+}
+
+impl fmt::Debug for Key {
+    /// The place only: the id may be a secret that stands in the wrong place.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.origin)
+    }
 }
 
 /// A `credential_process`.
@@ -509,4 +516,20 @@ fn named_source(config: &Config, source: &Found<'_>) -> Result<Base, SourceError
 
 fn shown(profile: &str) -> String {
     redact(profile, LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_part_of_an_access_key() {
+        let key = Key {
+            origin: "config line 2".to_owned(),
+            id: "s3cret-in-the-wrong-place".to_owned(),
+            secret: SecretString::from("AKIAIOSFODNN7EXAMPLE"),
+            session_token: None,
+        };
+        assert_eq!(format!("{:?}", Base::Key(key)), "Key(Key(config line 2))");
+    }
 }

@@ -9,6 +9,7 @@ use crate::ecr::refusal::Refusal;
 use crate::ecr::sdk_error::send_refusal;
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -24,7 +25,6 @@ pub struct Registries {
 }
 
 /// What a registry answered.
-#[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: u16,
@@ -32,6 +32,13 @@ pub struct Answer {
     pub challenges: Vec<String>,
     /// The body, where it was wanted, or the answer is not 200.
     pub body: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Answer {
+    /// The status only: the body may be a token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({})", self.status)
+    }
 }
 
 /// Why registries cannot be asked.
@@ -51,9 +58,11 @@ impl Registries {
     ///
     /// # Errors
     /// When a file of certificates or a proxy that was named cannot be used.
-    pub fn new(trust: &Trust, environment: &Environment) -> Result<Self, SetupError> {
+    pub async fn load(trust: &Trust, environment: &Environment) -> Result<Self, SetupError> {
         let proxies = Proxies::new(environment)?;
-        let tls = Arc::new(Tls::read_now(trust.clone())?);
+        let tls = Arc::new(Tls::new(trust.clone()));
+        // Only to know now whether they can be read.
+        tls.config().await?;
         Ok(Self {
             direct: Connector::new(Arc::clone(&tls), Proxies::default()),
             other: Connector::new(tls, proxies),
@@ -84,5 +93,17 @@ impl Registries {
         };
         let answer = timeout(TIMEOUT, exchange).await.unwrap_or(Err(SendError::TimedOut(TIMEOUT)));
         answer.map_err(|error| send_refusal(&error, "the registry"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_body() {
+        let body = Zeroizing::new(b"s3cret-token".to_vec());
+        let answer = Answer { status: 200, challenges: Vec::new(), body };
+        assert_eq!(format!("{answer:?}"), "Answer(200)");
     }
 }

@@ -9,11 +9,11 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// A request.
-#[derive(Debug)]
 pub struct Request<'a> {
     /// `GET`, `PUT` or `POST`.
     pub method: &'static str,
@@ -28,11 +28,24 @@ pub struct Request<'a> {
 }
 
 /// An answer, with any status.
-#[derive(Debug)]
 pub struct Answer {
     head: HttpResponse,
     /// The body.
     pub body: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Request<'_> {
+    /// Method and URL only: headers and body may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Request({} {})", self.method, self.url)
+    }
+}
+
+impl fmt::Debug for Answer {
+    /// The status only: headers and body may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({})", self.status())
+    }
 }
 
 /// Why there is no answer.
@@ -118,5 +131,23 @@ impl Answer {
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.body).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_smithy_runtime_api::http::StatusCode;
+
+    #[test]
+    fn debug_shows_no_header_and_no_body() {
+        let body = "s3cret-body".to_owned();
+        let headers = vec![("authorization", SecretString::from("s3cret-header"))];
+        let request = Request { headers, body, ..Request::get("http://host/", Duration::from_secs(1)) };
+        assert_eq!(format!("{request:?}"), "Request(GET http://host/)");
+        let mut head = HttpResponse::new(StatusCode::try_from(403).unwrap(), SdkBody::empty());
+        head.headers_mut().insert("set-cookie", "s3cret-header");
+        let answer = Answer { head, body: Zeroizing::new(b"s3cret-body".to_vec()) };
+        assert_eq!(format!("{answer:?}"), "Answer(403)");
     }
 }

@@ -72,15 +72,6 @@ impl Tls {
         Self { trust, config: OnceCell::new() }
     }
 
-    /// Reads the certificates, on this thread.
-    ///
-    /// # Errors
-    /// When a file that was named holds no certificate, or cannot be read.
-    pub(super) fn read_now(trust: Trust) -> Result<Self, TrustError> {
-        let config = config(read(&trust)?);
-        Ok(Self { trust, config: OnceCell::new_with(Some(config)) })
-    }
-
     /// The settings. The first call reads the certificates, off the runtime's thread.
     ///
     /// # Errors
