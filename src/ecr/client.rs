@@ -65,7 +65,7 @@ pub enum CredentialSource {
 
 /// Which identity each token source used last, so that a change is logged once. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct LastUsed(Arc<Mutex<BTreeMap<TokenSource, String>>>);
+pub struct LastUsed(Arc<Mutex<BTreeMap<TokenSource, (String, String)>>>);
 
 /// The caller's credentials, good for the calls of one attempt.
 #[derive(Clone)]
@@ -290,14 +290,16 @@ impl Ecr {
 }
 
 impl LastUsed {
-    /// Logs an identity that is another one than the last one.
-    fn note(&self, source: &TokenSource, obtained: &Obtained) {
-        let identity = obtained.to_string();
+    /// Logs an identity that is another one than the last one. Returns whether it is.
+    fn note(&self, source: &TokenSource, obtained: &Obtained) -> bool {
+        let identity = obtained.identity();
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.get(source) != Some(&identity) {
-            info!(source = %source, %identity, "AWS credentials in use");
+        let is_new = last.get(source) != Some(&identity);
+        if is_new {
+            info!(source = %source, identity = %obtained, "AWS credentials in use");
             last.insert(source.clone(), identity);
         }
+        is_new
     }
 }
 
@@ -365,6 +367,25 @@ fn token(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_credential_types::Credentials;
+
+    #[test]
+    fn an_identity_is_logged_when_it_changes_and_not_when_its_session_is_renewed() {
+        let last = LastUsed::default();
+        let region = "eu-west-1".parse().unwrap();
+        let source = TokenSource { region, endpoint: Endpoint::STANDARD, role: None };
+        let note = |id: &str, token: Option<&str>, role: Option<&str>| {
+            let credentials = Credentials::new(id, "secret", token.map(str::to_owned), None, "test");
+            let role = role.map(str::to_owned);
+            last.note(&source, &Obtained { credentials, source: "the profile".to_owned(), role })
+        };
+        assert!(note("AKIA1", None, None));
+        assert!(!note("AKIA1", None, None));
+        assert!(note("AKIA2", None, None), "another key");
+        assert!(note("ASIA1", Some("token"), Some("role/a")), "a role");
+        assert!(!note("ASIA2", Some("token"), Some("role/a")), "the same role, renewed");
+        assert!(note("ASIA3", Some("token"), Some("role/b")), "another role");
+    }
 
     #[tokio::test]
     async fn a_panic_fails_the_attempt_only() {

@@ -2,7 +2,7 @@
 //!
 //! Panics of dependencies are survived: the attempt in which one happens fails. Their messages may hold what they worked on.
 
-use super::redact::redact;
+use super::redact::redact_at_once;
 use std::panic::{PanicHookInfo, set_hook};
 
 /// The longest message that is shown.
@@ -17,7 +17,8 @@ pub fn log_panics() {
 
 fn describe(panic: &PanicHookInfo<'_>) -> String {
     let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-    format!("{} at {place}", redact(panic.payload_as_str().unwrap_or("no message"), LONGEST))
+    let message = redact_at_once(panic.payload_as_str().unwrap_or("no message"), LONGEST);
+    format!("{} at {place}", message.as_deref().unwrap_or("a message that cannot be shown"))
 }
 
 #[cfg(test)]
@@ -35,7 +36,12 @@ mod tests {
         let usual = take_hook();
         set_hook(Box::new(move |panic| {
             if panic.payload_as_str().is_some_and(|text| text.contains("s3cret")) {
-                *shared.lock().unwrap() = describe(panic);
+                let mut seen = String::new();
+                // Another test may be removing secrets at this moment.
+                while !seen.starts_with("no header") {
+                    seen = describe(panic);
+                }
+                *shared.lock().unwrap() = seen;
             } else {
                 usual(panic);
             }

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 /// What takes the place of a removed part.
 const REMOVED: &str = "…";
@@ -17,8 +17,11 @@ const REMOVED: &str = "…";
 const WINDOW: usize = 12;
 /// A secret that is shorter than this is not removed: it would stand in too many ordinary words.
 const SHORTEST: usize = 4;
-/// How many bytes of secrets are remembered. A refresh reads about 5 KiB; the oldest secret is forgotten first.
+/// How many bytes of secrets are remembered. A refresh reads about 5 KiB; the secret that was not seen for the longest time is
+/// forgotten first.
 const CAPACITY: usize = 256 * 1024;
+/// No more of a secret than this is remembered. The longest token that is used has 64 KiB.
+const LONGEST_SECRET: usize = 64 * 1024;
 /// The longest path of Linux.
 const LONGEST_PATH: usize = 4096;
 /// No more of a text than this is looked at.
@@ -30,7 +33,7 @@ const LONGEST_WORD: usize = 25;
 
 static KNOWN: Mutex<Known> = Mutex::new(Known::new());
 
-/// The secrets that are removed, oldest first.
+/// The secrets that are removed, the one that was seen last at the end.
 struct Known {
     secrets: VecDeque<SecretString>,
     /// The length of all of them.
@@ -72,6 +75,18 @@ pub fn redact_known(text: &str, longest: usize) -> String {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).redact(text, longest, false)
 }
 
+/// The same as [`redact`]; `None` while another call, on this thread or another one, is at work. A panic in this module would
+/// otherwise wait for itself.
+#[must_use]
+pub fn redact_at_once(text: &str, longest: usize) -> Option<String> {
+    let known = match KNOWN.try_lock() {
+        Ok(known) => known,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    Some(known.redact(text, longest, true))
+}
+
 /// A path as it may be shown.
 #[must_use]
 pub fn shown_path(path: &Path) -> String {
@@ -84,7 +99,12 @@ impl Known {
     }
 
     fn add(&mut self, secret: &str) {
-        if self.secrets.iter().any(|known| known.expose_secret() == secret) {
+        // More of it than this cannot be kept without forgetting others.
+        let secret = &secret[..secret.floor_char_boundary(LONGEST_SECRET)];
+        if let Some(at) = self.secrets.iter().position(|known| known.expose_secret() == secret) {
+            // It is in use, so it is forgotten last.
+            let known = self.secrets.remove(at);
+            self.secrets.extend(known);
             return;
         }
         self.bytes += secret.len();
@@ -353,10 +373,31 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_in_use_is_kept_and_a_long_one_does_not_push_others_out() {
+        let mut known = knowing(&[SECRET]);
+        for number in 0..100 {
+            known.add(&format!("{number:05}").repeat(1000));
+            known.add(SECRET);
+        }
+        assert_eq!(known.redact(SECRET, 100, false), REMOVED);
+        known.add(&format!("long-{}", "ä".repeat(CAPACITY)));
+        assert!(known.bytes <= CAPACITY && known.secrets.len() > 2, "{}", known.bytes);
+        assert_eq!(known.redact(SECRET, 100, false), REMOVED);
+        assert_eq!(known.redact("long-äääää", 100, false), REMOVED);
+    }
+
+    #[test]
     fn secrets_are_remembered_for_the_whole_program() {
         remember("  of-the-whole-program\n");
         remember("abc");
         assert_eq!(redact("say of-the-whole-program, abc", 100), "say …, abc");
+    }
+
+    #[test]
+    fn a_panic_while_secrets_are_removed_waits_for_nothing() {
+        let held = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(redact_at_once("anything", 100), None);
+        drop(held);
     }
 
     proptest! {

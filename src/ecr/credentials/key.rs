@@ -8,6 +8,11 @@ const LONGEST_ID: usize = 128;
 /// The length of a secret access key of AWS.
 const SECRET_LENGTH: usize = 40;
 
+/// Other services with AWS's API have secrets that are longer than [`SECRET_LENGTH`].
+const LONGEST_SECRET: usize = 1024;
+/// AWS documents no limit for session tokens; they have up to 4 KiB today.
+const LONGEST_TOKEN: usize = 32 * 1024;
+
 /// Why an access key cannot be used. The texts show nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -26,6 +31,9 @@ pub enum KeyError {
     /// The session token has characters that no token has.
     #[error("the session token holds a space, a line break or another character that none has")]
     NotASessionToken,
+    /// A part is longer than any of its kind.
+    #[error("the secret access key or the session token is longer than any")]
+    TooLong,
 }
 
 /// Takes an access key. The secrets in it are remembered, so that no output shows them. An empty session token is none.
@@ -48,6 +56,9 @@ pub fn access_key(id: &str, secret: &str, session_token: Option<&str>) -> Result
     }
     if id.len() == SECRET_LENGTH && is_usual_id(secret) {
         return Err(KeyError::Swapped);
+    }
+    if secret.len() > LONGEST_SECRET || session_token.is_some_and(|token| token.len() > LONGEST_TOKEN) {
+        return Err(KeyError::TooLong);
     }
     if !is_graphic(secret) {
         return Err(KeyError::NotASecret);
@@ -88,6 +99,8 @@ mod tests {
             (ID, "", None, Err(KeyError::NotASecret)),
             (ID, "a b", None, Err(KeyError::NotASecret)),
             (ID, SECRET, Some("a\nb"), Err(KeyError::NotASessionToken)),
+            (ID, &SECRET.repeat(26), None, Err(KeyError::TooLong)),
+            (ID, SECRET, Some(&"t".repeat(LONGEST_TOKEN + 1)), Err(KeyError::TooLong)),
         ];
         for (id, secret, token, expected) in cases {
             assert_eq!(access_key(id, secret, token).map(|_| ()), expected, "{id}");

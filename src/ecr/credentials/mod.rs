@@ -41,6 +41,17 @@ pub struct Obtained {
     pub role: Option<String>,
 }
 
+impl Obtained {
+    /// What stays the same while the same identity is used: the source, and the role session or the id of a long-lived key.
+    /// Temporary credentials have a new id each time.
+    #[must_use]
+    pub fn identity(&self) -> (String, String) {
+        let is_lasting = self.credentials.session_token().is_none();
+        let id = is_lasting.then(|| self.credentials.access_key_id().to_owned());
+        (self.source.clone(), self.role.clone().or(id).unwrap_or_default())
+    }
+}
+
 impl fmt::Display for Obtained {
     /// The source and the identity, without any secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
