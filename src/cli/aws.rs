@@ -1,9 +1,10 @@
 //! What the environment says about AWS and the network, checked as far as it can be without asking.
 
-use crate::ecr::config::{Service, is_endpoint};
+use crate::ecr::config::Service;
 use crate::ecr::environment::Environment;
 use crate::ecr::http::proxy::{Proxies, ProxyError};
 use crate::ecr::http::trust::Trust;
+use crate::ecr::url::is_endpoint;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VariableError {
     /// An endpoint. Its value is not shown: there may be a password in it.
-    #[error("{0} is no URL: expected one such as `https://HOST`, without a user")]
+    #[error("{0} is no URL: expected one such as `https://HOST`, without user and query")]
     Endpoint(&'static str),
     /// A proxy.
     #[error(transparent)]

@@ -23,6 +23,9 @@ const THREADS: usize = 16;
 /// `/dev/null`, which stands for a file without content.
 const NULL_DEVICE: u64 = nix::sys::stat::makedev(1, 3);
 
+/// How often the files of a directory are read until they are of one version.
+const ROUNDS: usize = 10;
+
 static THREADS_LEFT: Semaphore = Semaphore::const_new(THREADS);
 
 /// A file's content. Zeroed when dropped.
@@ -43,9 +46,12 @@ pub enum ReadError {
     /// The file system did not answer.
     #[error("could not be read within {} s: its file system hangs", PATIENCE.as_secs())]
     Hangs,
+    /// Another program replaces the directory's files again and again.
+    #[error("is replaced again and again while it is read")]
+    Unsettled,
     /// This program may not read it.
     #[error(
-        "cannot be read by this program, which runs as uid {uid}{}: let it read the file, or remove the file",
+        "cannot be read by this program, which runs as uid {uid}{}: let it read the file",
         owner.map(|(owner, mode)| format!(" (the file belongs to uid {owner} and has mode {mode:04o})")).unwrap_or_default()
     )]
     Denied {
@@ -57,6 +63,14 @@ pub enum ReadError {
     /// The system refused.
     #[error("cannot be read: {0}")]
     System(io::Error),
+}
+
+impl ReadError {
+    /// Whether the same read may succeed a moment later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Hangs | Self::Unsettled)
+    }
 }
 
 impl From<io::Error> for ReadError {
@@ -220,9 +234,9 @@ fn read_all_now<const COUNT: usize>(
     // The kubelet swaps the link `..data` to replace all files at once: it is followed one time, and the files are read
     // behind it. Where it is swapped meanwhile, the files of the old version are removed, and a missing one is no answer.
     let data = directory.join("..data");
-    loop {
-        let version = std::fs::read_link(&data).ok();
-        let place = version.as_ref().map_or_else(|| directory.to_owned(), |version| directory.join(version));
+    let version = || std::fs::read_link(&data).ok();
+    read_settled(version, |version| {
+        let place = version.map_or_else(|| directory.to_owned(), |version| directory.join(version));
         let mut found = [const { None }; COUNT];
         for (name, found) in names.iter().zip(&mut found) {
             let path = place.join(name);
@@ -232,10 +246,25 @@ fn read_all_now<const COUNT: usize>(
                 Err(error) => return Err((path, error)),
             };
         }
-        if std::fs::read_link(&data).ok() == version {
-            return Ok(found);
+        Ok(found)
+    })
+    .unwrap_or_else(|| Err((directory.to_owned(), ReadError::Unsettled)))
+}
+
+/// Reads until the version is the same before and after; `None` if it never is. A reader that nobody waits for any longer must
+/// end too.
+fn read_settled<V: PartialEq, T, E>(
+    version: impl Fn() -> Option<V>,
+    read: impl Fn(Option<&V>) -> Result<T, E>,
+) -> Option<Result<T, E>> {
+    for _ in 0..ROUNDS {
+        let before = version();
+        let found = read(before.as_ref());
+        if found.is_err() || version() == before {
+            return Some(found);
         }
     }
+    None
 }
 
 /// Does file work on a thread of its own, and waits for it for five seconds.
@@ -312,11 +341,28 @@ mod tests {
                 }
             });
             for _ in 0..2000 {
-                let [id, key] = read_all_now(&secret, ["id", "key"], 10).unwrap();
-                assert_eq!(id.unwrap(), key.unwrap());
+                match read_all_now(&secret, ["id", "key"], 10) {
+                    Ok([id, key]) => assert_eq!(id.unwrap(), key.unwrap()),
+                    Err((_, error)) => assert!(matches!(error, ReadError::Unsettled), "{error}"),
+                }
             }
             stop.store(true, Ordering::Relaxed);
         });
+        let [id, key] = read_all_now(&secret, ["id", "key"], 10).unwrap();
+        assert_eq!(id.unwrap(), key.unwrap());
+    }
+
+    #[test]
+    fn files_that_never_settle_are_given_up() {
+        let count = std::cell::Cell::new(0);
+        let next = || {
+            count.set(count.get() + 1);
+            Some(count.get())
+        };
+        assert_eq!(read_settled(next, |version| Ok::<_, ()>(version.copied())), None);
+        assert_eq!(count.get(), 2 * ROUNDS);
+        assert_eq!(read_settled(|| None::<u8>, |_| Ok::<_, ()>(5)), Some(Ok(5)));
+        assert_eq!(read_settled(next, |_| Err::<(), _>(6)), Some(Err(6)));
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 //! | [`credentials`] | the credential sources |
 //! | [`roles_anywhere`] | the credential source for nodes outside AWS |
 //! | [`environment`] | the variables that concern AWS and the network |
+//! | [`url`] | what a URL in a setting must look like (pure) |
 //! | [`files`] | files, read without ever waiting for one |
 //! | [`http`] | proxies, certificates, limits |
 //! | [`sdk`] | how the AWS SDK is set up |
@@ -27,3 +28,4 @@ pub mod roles_anywhere;
 pub mod sdk;
 pub mod sdk_error;
 pub mod token;
+pub mod url;

@@ -161,9 +161,12 @@ impl Class {
 /// What is wrong with an answer that came with success. The texts show nothing of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// Neither JSON nor XML of the expected shape, or far too long.
+    /// Neither JSON nor XML of the expected shape.
     #[error("it cannot be read")]
     Unreadable,
+    /// Longer than any should be. Names the service.
+    #[error("the one of {0} is too long")]
+    TooLong(String),
     /// `authorizationData` is missing or empty.
     #[error("it holds no authorization data")]
     NoData,

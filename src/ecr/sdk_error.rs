@@ -50,7 +50,7 @@ where
             Refusal::settings(&chain(error))
         }
         SdkError::ResponseError(_) if has(<dyn Error>::is::<LengthLimitError>) => {
-            AnswerError::Unreadable.into()
+            AnswerError::TooLong(call.service.to_owned()).into()
         }
         SdkError::ServiceError(failure) => {
             let raw = failure.raw();
@@ -169,7 +169,7 @@ pub fn network_refusal(error: &(dyn Error + 'static), service: &str) -> Refusal 
 pub fn send_refusal(error: &SendError, service: &str) -> Refusal {
     match error {
         SendError::Unusable => Refusal::settings(&format!("{service}: {error}")),
-        SendError::TooLong => AnswerError::Unreadable.into(),
+        SendError::TooLong => AnswerError::TooLong(service.to_owned()).into(),
         SendError::TimedOut(_) => Refusal::Unavailable { reason: format!("{service}: {error}") },
         SendError::Connection(error) => network_refusal(error, service),
         SendError::BrokeOff(_) => Refusal::Unavailable { reason: format!("{service}: {}", chain(error)) },

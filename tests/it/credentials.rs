@@ -154,6 +154,8 @@ fn container_credentials() {
     node.once(&["--timeout", "200ms"])
         .expect(3, &["the source that was asked did not answer within --timeout"]);
     node.once(&["--timeout", "6s"]).expect(3, &[endpoint, "no answer within 5 s"]);
+    node.aws.fail(Api::Container, Fault::HugeBody, Times::Always);
+    node.once(&[]).expect(3, &[endpoint, "is too long"]);
     node.aws.fail(Api::Container, Fault::Forbidden, Times::Always);
     node.once(&[]).expect(3, &[endpoint, "HTTP status 403: Forbidden: This service is switched off."]);
     node.aws.fail(Api::Container, Fault::InternalError, Times::First(4));

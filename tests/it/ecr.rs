@@ -299,7 +299,7 @@ fn every_failure_has_its_exit_code_and_says_what_to_do() {
             "it names no ECR registry",
         ),
         (Fault::Garbage, 4, "the answer cannot be used: it cannot be read"),
-        (Fault::HugeBody, 4, "the answer cannot be used: it cannot be read"),
+        (Fault::HugeBody, 4, "the answer cannot be used: the one of ECR in eu-west-1 is too long"),
     ];
     for (fault, code, said) in cases {
         let node = Node::with_auth_file("{}");

@@ -126,6 +126,8 @@ fn the_kubelets_certificate_becomes_a_token() {
     node.set("AWS_SECRET_ACCESS_KEY", "the-secret-of-another-source");
     node.set("AWS_REGION", "us-east-1");
     node.set("ECR_NODE_AGENT_ROLES_ANYWHERE", &option(&node));
+    // An endpoint behind a gateway has a path, which is signed like the rest.
+    node.set("AWS_ENDPOINT_URL_ROLESANYWHERE", &format!("{}/gateway/aws", node.aws.url()));
     let role = "arn:aws:iam::111111111111:role/pull";
     node.once(&["--role-arn", role]).expect(0, &[]);
     assert_eq!(node.aws.calls().last().unwrap().role.as_deref(), Some(role));
@@ -223,8 +225,10 @@ fn a_certificate_that_may_not_be_read_is_said_so() {
         &[]
     };
     let output = node.command(wrapper, &arguments).output().unwrap();
-    let said =
-        ["cannot be read by this program, which runs as uid ", "must be mounted into the agent's container"];
+    let said = [
+        "cannot be read by this program, which runs as uid ",
+        "mount its directory into the agent's container",
+    ];
     node.checked(&output).expect(3, &said);
 }
 
@@ -245,7 +249,10 @@ fn each_refusal_of_aws_says_what_to_do() {
             "sts:AssumeRole, sts:TagSession and sts:SetSourceIdentity, with conditions that this certificate meets \
              (`O=system:nodes, CN=system:node:node-1`",
         ),
-        (denied("Not authorized to set roleSessionName"), "Not authorized to set roleSessionName"),
+        (
+            denied("Not authorized to set roleSessionName"),
+            "set acceptRoleSessionName in the profile arn:aws:rolesanywhere:",
+        ),
     ];
     for (fault, said) in cases {
         let node = anchored(&authority);

@@ -16,6 +16,7 @@ use super::environment::Environment;
 use super::files::ReadError;
 use super::refusal::Refusal;
 use super::registry::Region;
+use super::url::is_endpoint;
 use crate::report::redact::{redact, shown_path};
 use std::path::PathBuf;
 
@@ -75,7 +76,7 @@ pub enum Metadata {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A shared file cannot be read.
-    #[error("{} {problem}{}", shown_path(path), variable.map(|name| format!(" ({name} names it)")).unwrap_or_default())]
+    #[error("{} {problem}{}", shown_path(path), file_hint(*variable, problem))]
     File {
         /// The file.
         path: PathBuf,
@@ -115,7 +116,7 @@ pub enum ConfigError {
     },
     /// An endpoint that is no URL. Its value is not shown where a password may stand in it.
     #[error(
-        "{origin} is {value}, which is no endpoint: expected a URL such as `https://HOST`, without a user"
+        "{origin} is {value}, which is no endpoint: expected a URL such as `https://HOST`, without user and query"
     )]
     Endpoint {
         /// The variable, or the file and the line.
@@ -141,6 +142,15 @@ pub enum ConfigError {
     },
 }
 
+/// What else there is to say about a shared file that cannot be read. One at its usual place is configured by being there.
+fn file_hint(variable: Option<&str>, problem: &ReadError) -> String {
+    match (variable, problem) {
+        (Some(name), _) => format!(" ({name} names it)"),
+        (None, ReadError::Denied { .. }) => ", or remove the file".to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
 impl From<ConfigError> for Refusal {
     fn from(error: ConfigError) -> Self {
         let reason = error.to_string();
@@ -149,7 +159,7 @@ impl From<ConfigError> for Refusal {
             | ConfigError::Content { .. }
             | ConfigError::NoProfile { .. }
             | ConfigError::TwoProfiles => {
-                let passing = matches!(error, ConfigError::File { problem: ReadError::Hangs, .. });
+                let passing = matches!(&error, ConfigError::File { problem, .. } if problem.is_passing());
                 Self::NoCredentials { reason, passing }
             }
             ConfigError::Region { .. } => Self::NoRegion { reason, passing: false },
@@ -325,6 +335,7 @@ impl Config {
 #[must_use]
 pub fn not_found(profiles: &Profiles, profile: &str) -> String {
     if let Some((place, right)) = profiles.misspelt(profile) {
+        let right = redact(&right, LONGEST);
         return format!("which is not found: the section at {place} must be `{right}`");
     }
     let paths: Vec<String> = profiles.paths().map(shown_path).collect();
@@ -341,23 +352,4 @@ fn shown_endpoint(url: &str) -> String {
     } else {
         format!("`{}`", redact(url, LONGEST))
     }
-}
-
-/// Whether a text is an HTTP URL with a host, and without a user. The SDK panics on some that are not, and shows the whole
-/// request for others.
-#[must_use]
-pub fn is_endpoint(url: &str) -> bool {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let allowed = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
-    let port_is_one = match authority.rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok(),
-        _ => true,
-    };
-    !authority.is_empty()
-        && !authority.starts_with(':')
-        && !authority.contains('@')
-        && port_is_one
-        && url.bytes().all(allowed)
-        && url.parse::<hyper::Uri>().is_ok()
 }

@@ -2,10 +2,10 @@
 
 use super::source::{Authorization, Container};
 use super::{Context, Obtained, answer};
-use crate::ecr::files::ReadError;
 use crate::ecr::http::request::Request;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::sdk_error::send_refusal;
+use crate::ecr::url::has_usable_port;
 use crate::report::redact::{redact, redact_known, remember, shown_path};
 use hyper::Uri;
 use secrecy::SecretString;
@@ -83,7 +83,7 @@ fn url(container: &Container) -> Result<String, AddressError> {
     }
     let url: Uri = address.parse().map_err(|_| AddressError::NotAUrl)?;
     let authority = url.authority().ok_or(AddressError::NotAUrl)?.as_str();
-    if authority.contains('@') {
+    if authority.contains('@') || !has_usable_port(authority) {
         return Err(AddressError::NotAUrl);
     }
     match url.scheme_str() {
@@ -122,7 +122,7 @@ async fn authorization(
         passing,
     };
     let token = context.reader.read(path, MAX_TOKEN).await;
-    let token = token.map_err(|error| failed(&error.to_string(), matches!(error, ReadError::Hangs)))?;
+    let token = token.map_err(|error| failed(&error.to_string(), error.is_passing()))?;
     let token = std::str::from_utf8(&token).unwrap_or_default().trim();
     if token.is_empty() {
         return Err(failed("holds no token", false));
@@ -157,6 +157,8 @@ mod tests {
             (FULL, "http://user:pass@localhost/", Err(AddressError::NotAUrl)),
             (FULL, "ftp://localhost/", Err(AddressError::NotAUrl)),
             (FULL, "/v2", Err(AddressError::NotAUrl)),
+            (FULL, "http://127.0.0.1:808080/", Err(AddressError::NotAUrl)),
+            (FULL, " ", Err(AddressError::NotAUrl)),
         ];
         for (variable, address, expected) in cases {
             let container =

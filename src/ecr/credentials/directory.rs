@@ -2,7 +2,7 @@
 
 use super::Obtained;
 use super::key;
-use crate::ecr::files::{ReadError, Reader};
+use crate::ecr::files::Reader;
 use crate::ecr::refusal::Refusal;
 use crate::report::redact::shown_path;
 use secrecy::zeroize::Zeroizing;
@@ -25,9 +25,10 @@ pub async fn read(directory: &Path, reader: &Reader) -> Result<Obtained, Refusal
         ),
         passing,
     };
-    let files = reader.read_all(directory, NAMES, MAX_FILE).await.map_err(|(path, error)| {
-        failed(format!("{} {error}", shown_path(&path)), matches!(error, ReadError::Hangs))
-    })?;
+    let files = reader
+        .read_all(directory, NAMES, MAX_FILE)
+        .await
+        .map_err(|(path, error)| failed(format!("{} {error}", shown_path(&path)), error.is_passing()))?;
     let mut texts = [const { None }; 3];
     for ((name, bytes), text) in NAMES.iter().zip(files).zip(&mut texts) {
         let Some(bytes) = bytes else { continue };

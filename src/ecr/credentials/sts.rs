@@ -3,7 +3,6 @@
 use super::{Context, Obtained, key};
 use crate::ecr::config::Service;
 use crate::ecr::credentials::source::WebIdentity;
-use crate::ecr::files::ReadError;
 use crate::ecr::refusal::{AnswerError, Refusal};
 use crate::ecr::registry::{ParseRoleArnError, Region, RoleArn};
 use crate::ecr::sdk::sdk_config;
@@ -57,7 +56,7 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
         passing,
     };
     let token = context.reader.read(token_file, MAX_TOKEN).await;
-    let token = token.map_err(|error| failed(&error.to_string(), matches!(error, ReadError::Hangs)))?;
+    let token = token.map_err(|error| failed(&error.to_string(), error.is_passing()))?;
     let token = std::str::from_utf8(&token).unwrap_or_default().trim();
     if token.is_empty() {
         return Err(failed("holds no token", false));

@@ -1,6 +1,7 @@
 //! Which proxy a request goes through, as `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
 
 use crate::ecr::environment::Environment;
+use crate::ecr::url::has_usable_port;
 use crate::report::redact;
 use hyper::Uri;
 use hyper::header::HeaderValue;
@@ -103,6 +104,9 @@ impl Proxy {
         if address.is_empty() || address.starts_with(':') || !address.bytes().all(is_host) {
             return Err(failed("is no URL"));
         }
+        if !has_usable_port(address) {
+            return Err(failed("has a port that is none"));
+        }
         if let Some(user) = user {
             redact::remember(user);
             let password = user.split_once(':').map_or(user, |(_, password)| password);
@@ -188,6 +192,9 @@ mod tests {
             ("ALL_PROXY", "http://", "ALL_PROXY is no URL"),
             ("HTTP_PROXY", "http://user:hunter2@", "HTTP_PROXY is no URL"),
             ("HTTP_PROXY", "http://ho st", "HTTP_PROXY is no URL"),
+            ("HTTP_PROXY", " ", "HTTP_PROXY is no URL"),
+            ("HTTPS_PROXY", "http://host:312888", "HTTPS_PROXY has a port that is none"),
+            ("HTTPS_PROXY", "http://user:hunter2@host:x", "HTTPS_PROXY has a port that is none"),
             ("HTTP_PROXY", "'http://host'", "HTTP_PROXY is in quotes"),
         ];
         for (variable, value, expected) in cases {

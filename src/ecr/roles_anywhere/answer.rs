@@ -117,7 +117,11 @@ impl ErrorAnswer {
             if ahead.is_some_and(|ahead| ahead.abs() >= CLOCK_TOLERANCE) {
                 return Refusal::Clock { reason: answered, ahead: *ahead };
             }
-            "a proxy on the way has changed the request: let it pass the request as it is".to_owned()
+            let clock = match ahead {
+                Some(_) => "",
+                None => "the answer has no date: either this node's clock is wrong, or ",
+            };
+            format!("{clock}a proxy on the way has changed the request: let it pass the request as it is")
         } else if says("insufficient certificate") {
             let problem = match (leaf.is_ca, leaf.may_sign, leaf.subject.is_empty()) {
                 (true, _, _) => "it is the certificate of a CA",
@@ -137,6 +141,11 @@ impl ErrorAnswer {
             )
         } else if says("revoked") {
             "the certificate is on a revocation list of the trust anchor: this node was shut out".to_owned()
+        } else if says("rolesessionname") {
+            format!(
+                "the agent asks for no session name, so a proxy on the way adds one: remove it there, or set \
+                 acceptRoleSessionName in the profile {profile}"
+            )
         } else if says("unable to assume role") {
             format!(
                 "the trust policy of {role} must allow rolesanywhere.amazonaws.com the actions sts:AssumeRole, sts:TagSession \
@@ -178,7 +187,11 @@ mod tests {
         let cases = [
             (denied("Invalid signature", Some(1800)), Retry::Later, "this node's clock is 30m ahead of"),
             (denied("Invalid signature", Some(60)), Retry::Useless, "a proxy on the way"),
-            (denied("Invalid signature", None), Retry::Useless, "a proxy on the way"),
+            (
+                denied("Invalid signature", None),
+                Retry::Useless,
+                "either this node's clock is wrong, or a proxy",
+            ),
             (
                 denied("Untrusted certificate. Insufficient certificate", None),
                 Retry::Useless,
@@ -206,7 +219,7 @@ mod tests {
             (
                 denied("Not authorized to set roleSessionName", None),
                 Retry::Useless,
-                "Not authorized to set roleSessionName; check",
+                "set acceptRoleSessionName in the profile arn:aws:rolesanywhere:",
             ),
             (answer(429, "{}"), Retry::Throttled, "IAM Roles Anywhere: HTTP status 429"),
             (

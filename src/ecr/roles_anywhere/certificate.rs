@@ -2,6 +2,7 @@
 //!
 //! The signature is not checked here: AWS does that.
 
+use crate::report::redact::redact_known;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
@@ -68,6 +69,11 @@ const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 const ORGANIZATION: [u8; 3] = [0x55, 0x04, 0x0A];
 const KEY_USAGE: [u8; 3] = [0x55, 0x1D, 0x0F];
 const BASIC_CONSTRAINTS: [u8; 3] = [0x55, 0x1D, 0x13];
+/// How many octets a serial number has at most: 20, and a leading zero (RFC 5280, section 4.1.2.2).
+const LONGEST_SERIAL: usize = 21;
+/// How much of a name is shown, and of a part of it. A part of AWS's has 64 characters at most.
+const LONGEST_NAME: usize = 256;
+const LONGEST_PART: usize = 128;
 /// The first bit of the key usage.
 const DIGITAL_SIGNATURE: u8 = 0x80;
 
@@ -80,7 +86,7 @@ impl Certificate {
         if body.0.first() == Some(&VERSION) {
             body.take(VERSION)?;
         }
-        let serial = decimal(body.take(INTEGER)?.content);
+        let serial = decimal(body.take(INTEGER)?.content)?;
         body.take(SEQUENCE)?;
         let issuer = name(body.take(SEQUENCE)?)?;
         let mut validity = Der(body.take(SEQUENCE)?.content);
@@ -148,7 +154,8 @@ fn name(element: Element<'_>) -> Option<Name> {
         while let Some(attribute) = attributes.next() {
             let mut parts = Der(attribute.content);
             let (kind, value) = (parts.take(OID)?.content, parts.next()?.content);
-            let value = String::from_utf8_lossy(value);
+            // Whoever issues certificates chooses the text.
+            let value = redact_known(&String::from_utf8_lossy(value), LONGEST_PART);
             if kind == COMMON_NAME {
                 shown.push(format!("CN={value}"));
             } else if kind == ORGANIZATION {
@@ -156,7 +163,7 @@ fn name(element: Element<'_>) -> Option<Name> {
             }
         }
     }
-    Some(Name { der: element.whole.to_vec(), shown: shown.join(", ") })
+    Some(Name { der: element.whole.to_vec(), shown: redact_known(&shown.join(", "), LONGEST_NAME) })
 }
 
 fn time(der: &mut Der<'_>) -> Option<Timestamp> {
@@ -196,8 +203,11 @@ fn usage(element: Element<'_>) -> Option<(bool, bool)> {
     Some((may_sign, is_ca))
 }
 
-/// An unsigned number in decimal.
-fn decimal(octets: &[u8]) -> String {
+/// A serial number in decimal; `None` if it is longer than any may be.
+fn decimal(octets: &[u8]) -> Option<String> {
+    if octets.len() > LONGEST_SERIAL {
+        return None;
+    }
     let mut number = octets.to_vec();
     let mut digits = Vec::new();
     while number.iter().any(|octet| *octet != 0) {
@@ -208,7 +218,7 @@ fn decimal(octets: &[u8]) -> String {
         }
         digits.push(char::from_digit(u32::from(rest), 10).unwrap_or('0'));
     }
-    if digits.is_empty() { "0".to_owned() } else { digits.iter().rev().collect() }
+    Some(if digits.is_empty() { "0".to_owned() } else { digits.iter().rev().collect() })
 }
 
 #[cfg(test)]
@@ -262,6 +272,11 @@ mod tests {
         assert!(node.may_sign && !node.is_ca);
         assert_eq!(node.not_before, "2049-12-31T00:00:00Z".parse().unwrap());
         assert_eq!(node.not_after, "2051-01-02T00:00:00Z".parse().unwrap());
+        let odd = made(|params| {
+            params.distinguished_name.push(DnType::CommonName, format!("a\u{1b}[2J{}", "b".repeat(1000)));
+        });
+        let odd = odd.subject.to_string();
+        assert!(odd.starts_with("CN=a") && !odd.contains('\u{1b}') && odd.len() < 300, "{odd}");
         let ca = made(|params| {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -279,8 +294,17 @@ mod tests {
             (&[255; 20], "1461501637330902918203684832716283019655932542975"),
         ];
         for (octets, expected) in cases {
-            assert_eq!(decimal(octets), expected);
+            assert_eq!(decimal(octets).as_deref(), Some(expected));
         }
+        assert_eq!(decimal(&[1; 22]), None);
+    }
+
+    #[test]
+    fn a_certificate_with_a_huge_serial_number_is_refused_at_once() {
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(&vec![1; 190_000]));
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        assert_eq!(Certificate::parse(der.der()), None);
     }
 
     proptest! {

@@ -8,6 +8,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::sign::SigningKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
+use secrecy::zeroize::Zeroizing;
 use std::fmt;
 use std::sync::Arc;
 
@@ -95,10 +96,9 @@ impl ClientIdentity {
         let chain = found.filter(|certificate| !certificate.is_self_signed()).take(LONGEST_CHAIN).collect();
 
         remember_private_key(&String::from_utf8_lossy(key));
-        let key = sections(key, KEY_FILE)?
-            .into_iter()
-            .find_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der))
-            .ok_or(IdentityError::NoKey)?;
+        let sections = sections(key, KEY_FILE)?;
+        let key = sections.iter().find_map(|(kind, der)| private_key(*kind, der));
+        let key = key.ok_or(IdentityError::NoKey)?;
         let key = any_supported_type(&key).map_err(|_| IdentityError::KeyKind)?;
         if key.choose_scheme(&SCHEMES).is_none() {
             return Err(IdentityError::KeyKind);
@@ -133,11 +133,24 @@ impl ClientIdentity {
     }
 }
 
+/// A private key in DER, which is not copied; `None` if it is none.
+fn private_key(kind: SectionKind, der: &[u8]) -> Option<PrivateKeyDer<'_>> {
+    match kind {
+        SectionKind::PrivateKey => Some(PrivateKeyDer::Pkcs8(der.into())),
+        SectionKind::RsaPrivateKey => Some(PrivateKeyDer::Pkcs1(der.into())),
+        SectionKind::EcPrivateKey => Some(PrivateKeyDer::Sec1(der.into())),
+        _ => None,
+    }
+}
+
+/// A section of a PEM file. Zeroed when dropped, since it may be a private key.
+type Section = (SectionKind, Zeroizing<Vec<u8>>);
+
 /// The sections of a PEM file.
-fn sections(text: &[u8], file: &'static str) -> Result<Vec<(SectionKind, Vec<u8>)>, IdentityError> {
-    let torn = |_| IdentityError::Torn(file);
-    let found: Result<Vec<_>, pem::Error> = <(SectionKind, Vec<u8>)>::pem_slice_iter(text).collect();
-    let found = found.map_err(torn)?;
+fn sections(text: &[u8], file: &'static str) -> Result<Vec<Section>, IdentityError> {
+    let found = <(SectionKind, Vec<u8>)>::pem_slice_iter(text)
+        .map(|section| section.map(|(kind, der)| (kind, Zeroizing::new(der))));
+    let found: Vec<_> = found.collect::<Result<_, pem::Error>>().map_err(|_| IdentityError::Torn(file))?;
     // A file is emptied before it is written.
     if text.trim_ascii().is_empty() { Err(IdentityError::Torn(file)) } else { Ok(found) }
 }

@@ -60,8 +60,9 @@ pub async fn obtain(context: Context<'_>, option: &RolesAnywhere) -> Result<Obta
     };
     let url = format!("{base}{PATH}");
     let unusable = || Refusal::settings(&format!("{url} is no URL"));
-    let host = host(&url.parse().map_err(|_| unusable())?).ok_or_else(unusable)?;
-    let signed = request::create_session(option, &identity, &host, now)
+    let parsed: Uri = url.parse().map_err(|_| unusable())?;
+    let host = host(&parsed).ok_or_else(unusable)?;
+    let signed = request::create_session(option, &identity, &host, parsed.path(), now)
         .ok_or_else(|| Refusal::no_credentials("the private key cannot sign"))?;
     let request =
         Request { method: "POST", url: &url, headers: signed.headers, body: signed.body, within: TIMEOUT };
@@ -83,11 +84,12 @@ async fn read(context: Context<'_>, path: &Path) -> Result<Content, Refusal> {
         let hint = match &error {
             ReadError::Missing if RolesAnywhere::is_kubelets(path) => "; the kubelet writes it when it has joined the cluster",
             ReadError::Denied { .. } => {
-                "; a certificate of the kubelet's is root's, and its directory must be mounted into the agent's container"
+                "; the kubelet's certificate belongs to root: in a pod, mount its directory into the agent's container; as a systemd \
+                 unit, install the drop-in roles-anywhere.conf"
             }
             _ => "",
         };
-        let passing = matches!(error, ReadError::Missing | ReadError::Hangs);
+        let passing = error.is_passing() || matches!(error, ReadError::Missing);
         Refusal::NoCredentials { reason: format!("{} {error}{hint}", shown_path(path)), passing }
     })
 }

@@ -24,12 +24,14 @@ pub struct SignedRequest {
     pub body: String,
 }
 
-/// The signed request; `None` if the key cannot sign. `host` is that of the URL, with its port if it is not the usual one.
+/// The signed request; `None` if the key cannot sign. `host` is that of the URL, with its port if it is not the usual one,
+/// and `path` is the URL's whole path.
 #[must_use]
 pub fn create_session(
     option: &RolesAnywhere,
     identity: &ClientIdentity,
     host: &str,
+    path: &str,
     now: Timestamp,
 ) -> Option<SignedRequest> {
     let body = json!({
@@ -52,7 +54,7 @@ pub fn create_session(
             identity.chain.iter().map(|certificate| STANDARD.encode(&certificate.der)).collect();
         headers.push(("x-amz-x509-chain", chain.join(",")));
     }
-    let canonical = canonical_request("", &headers, &body);
+    let canonical = canonical_request(path, "", &headers, &body);
     let to_sign = string_to_sign(identity.algorithm(), &date, option.region.as_str(), &canonical);
     let signature = hex(&identity.sign(&to_sign)?);
     let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
@@ -69,10 +71,10 @@ pub fn create_session(
 }
 
 /// What is hashed of a request. The headers are those to sign, sorted by name.
-fn canonical_request(query: &str, headers: &[(&'static str, String)], body: &str) -> String {
+fn canonical_request(path: &str, query: &str, headers: &[(&'static str, String)], body: &str) -> String {
     let lines: Vec<String> = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
     let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
-    format!("POST\n{PATH}\n{query}\n{}\n{}\n{}", lines.concat(), names.join(";"), hex(&Sha256::digest(body)))
+    format!("POST\n{path}\n{query}\n{}\n{}\n{}", lines.concat(), names.join(";"), hex(&Sha256::digest(body)))
 }
 
 /// What is signed.
@@ -117,7 +119,7 @@ mod tests {
                 })
                 .collect();
             let query = request["target"].as_str().unwrap().split_once('?').unwrap().1;
-            let canonical = canonical_request(query, &headers, request["body"].as_str().unwrap());
+            let canonical = canonical_request(PATH, query, &headers, request["body"].as_str().unwrap());
             assert_eq!(canonical, vector["canonical_request"], "{}", vector["name"]);
             let date = headers.iter().find(|(name, _)| *name == "x-amz-date").unwrap().1.clone();
             let region = vector["options"]["trust_anchor_arn"].as_str().unwrap().split(':').nth(3).unwrap();
@@ -138,7 +140,7 @@ mod tests {
              profile=arn:aws:rolesanywhere:eu-west-1:123456789012:profile/p,role=arn:aws:iam::123456789012:role/r"
             .parse()
             .unwrap();
-        let request = create_session(&option, &identity, "host:1", now).unwrap();
+        let request = create_session(&option, &identity, "host:1", PATH, now).unwrap();
         let names: Vec<&str> = request.headers.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["content-type", "host", "x-amz-date", "x-amz-x509", "authorization"]);
         assert_eq!(request.headers[2].1.expose_secret(), "20261125T200005Z");

@@ -77,7 +77,7 @@ impl Asked {
                 },
                 _ => None,
             },
-            Method::POST if path == "/sessions" => Some(Api::RolesAnywhere),
+            Method::POST if path.ends_with("/sessions") => Some(Api::RolesAnywhere),
             Method::PUT if path == "/latest/api/token" => Some(Api::ImdsSession),
             Method::GET if path == "/latest/meta-data/placement/region" => Some(Api::ImdsRegion),
             Method::GET if path.starts_with(metadata::ROLES) => Some(Api::ImdsCredentials),

@@ -203,7 +203,7 @@ fn check_signature<'a>(
         return Err(SIGNATURE);
     }
     let names: Vec<&str> = signed.split(';').collect();
-    let needed = ["host", "x-amz-date", "x-amz-x509"];
+    let needed = ["content-type", "host", "x-amz-date", "x-amz-x509"];
     let has_chain = asked.parts.headers.contains_key("x-amz-x509-chain");
     if !names.is_sorted()
         || !needed.iter().all(|name| names.contains(name))
@@ -397,6 +397,7 @@ mod tests {
             ("scope", header("Authorization", "/rolesanywhere/", "/sts/")),
             ("date", header("Authorization", "/2026", "/2025")),
             ("signed headers", header("Authorization", ";x-amz-x509", "")),
+            ("signed headers", header("Authorization", "SignedHeaders=content-type;", "SignedHeaders=")),
             ("signature", header("Authorization", "Signature=3", "Signature=2")),
             ("signature", header("Authorization", "Signature=", "Signature=0")),
             ("certificate", header("X-Amz-X509", "MII", "MIJ")),
