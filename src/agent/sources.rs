@@ -4,6 +4,7 @@
 
 use super::source_state::{Failing, Recorded, SourceState};
 use crate::docker_config::merge::Wanted;
+use crate::ecr::client::contained;
 use crate::ecr::refusal::Refusal;
 use crate::ecr::registry::Endpoint;
 use crate::ecr::token::Token;
@@ -15,8 +16,6 @@ use crate::time::clock;
 use crate::time::retry::Backoff;
 use crate::time::timer::{Deadline, Now};
 use crate::token::{TokenRequest, TokenStore, wanted};
-use futures_util::FutureExt as _;
-use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tracing::info;
@@ -121,7 +120,7 @@ impl Sources {
             self.resume.running = true;
             let store = self.store.clone();
             self.attempts.spawn(async move {
-                let resumed = contained(store.resume(clock::now())).await;
+                let resumed = contained("resuming", Box::pin(store.resume(clock::now()))).await;
                 AttemptResult::Resumed(resumed)
             });
         }
@@ -132,7 +131,7 @@ impl Sources {
             let (store, request) = (self.store.clone(), state.request.clone());
             self.attempts.spawn(async move {
                 let start = Instant::now();
-                let result = contained(store.fetch(&request)).await;
+                let result = contained("the attempt", Box::pin(store.fetch(&request))).await;
                 AttemptResult::Fetched { source, reason, result, took: start.elapsed() }
             });
         }
@@ -316,10 +315,4 @@ impl Sources {
         let ends = first.map(|end| format!(", the first expires at {end}")).unwrap_or_default();
         format!("{} of {} tokens are valid{ends}", good.len(), states.len())
     }
-}
-
-/// Runs an attempt, and turns a panic inside of it (in a dependency) into a failed attempt.
-async fn contained<T>(attempt: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-    let ended = AssertUnwindSafe(Box::pin(attempt)).catch_unwind().await;
-    ended.unwrap_or_else(|_| Err(Refusal::Internal { reason: "the attempt ended with a panic".to_owned() }))
 }

@@ -79,10 +79,10 @@ async fn refresh(settings: &Settings, ecr: Arc<Ecr>) -> Round {
 async fn fetch(requests: &[TokenRequest], ecr: Arc<Ecr>, deadline: Instant) -> Vec<(Option<Token>, Fetched)> {
     let region = requests.first().map(|request| &request.source.region);
     let unanswered = Refusal::NoCredentials {
-        reason: "the source that was asked did not answer within --timeout".to_owned(),
+        reason: "no credential source was asked within --timeout".to_owned(),
         passing: true,
     };
-    let caller = match until(deadline, unanswered, || ecr.caller(region)).await {
+    let caller = match until(deadline, unanswered, || ecr.caller(region, deadline)).await {
         Ok(caller) => caller,
         Err(refusal) => {
             let fetched = |request: &TokenRequest| {
@@ -100,7 +100,8 @@ async fn fetch(requests: &[TokenRequest], ecr: Arc<Ecr>, deadline: Instant) -> V
         let (ecr, caller) = (Arc::clone(&ecr), caller.clone());
         tasks.spawn(async move {
             let start = Instant::now();
-            let unanswered = Refusal::Unavailable { reason: "nothing came within --timeout".to_owned() };
+            let reason = format!("ECR gave no token for {} within --timeout", request.source);
+            let unanswered = Refusal::Unavailable { reason };
             let attempt = || Box::pin(fetch_as(&ecr, &request, &caller));
             let token = until(deadline, unanswered, attempt).await;
             let result = token.as_ref().map(|token| token.expires_at).map_err(Clone::clone);

@@ -25,13 +25,20 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 const GET_TOKEN: &str = "ecr:GetAuthorizationToken on \"*\"";
 const GET_PUBLIC_TOKEN: &str = "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken on \"*\"";
 /// Credentials that change during an attempt are worth another one at once, but not for ever.
 const MOST_ATTEMPTS: usize = 3;
+/// How long getting credentials may take, with all attempts. An attempt at a token has more time, so that its message names
+/// the credential source.
+const LONGEST_OBTAIN: Duration = Duration::from_secs(25);
+/// What messages call the option.
+const ROLES_ANYWHERE: &str = "--roles-anywhere";
 /// The longest wrong value that is shown.
 const LONGEST: usize = 100;
 
@@ -140,12 +147,14 @@ impl Ecr {
         contained("finding the region", Box::pin(self.find_region())).await
     }
 
-    /// Gets the caller's credentials. `region` is where STS is asked if this node is configured for no region.
+    /// Gets the caller's credentials, until `until` or for 25 s at most. `region` is where STS is asked if this node is
+    /// configured for no region.
     ///
     /// # Errors
     /// When the source that is configured has none, or AWS refuses them.
-    pub async fn caller(&self, region: Option<&Region>) -> Result<Caller, Refusal> {
-        contained("getting credentials", Box::pin(self.obtain(region))).await
+    pub async fn caller(&self, region: Option<&Region>, until: Instant) -> Result<Caller, Refusal> {
+        let deadline = until.min(Instant::now() + LONGEST_OBTAIN);
+        contained("getting credentials", Box::pin(self.obtain(region, deadline))).await
     }
 
     /// Fetches one token, after assuming the source's role if it has one.
@@ -193,18 +202,22 @@ impl Ecr {
         })?;
         region.parse().map_err(|_| {
             let shown = redact(&region, LONGEST);
-            none(format!("{unset}, and the instance metadata service names `{shown}`, which is none"), false)
+            none(
+                format!("{unset}, and the instance metadata service names `{shown}`, which is no AWS region"),
+                false,
+            )
         })
     }
 
-    async fn obtain(&self, region: Option<&Region>) -> Result<Caller, Refusal> {
+    async fn obtain(&self, region: Option<&Region>, deadline: Instant) -> Result<Caller, Refusal> {
         let mut attempts = 1;
         loop {
             let reader = Arc::new(Reader::default());
-            match self.obtain_once(region, &reader).await {
+            match self.obtain_once(region, deadline, &reader).await {
                 Err(refusal)
                     if refusal.is_about_the_caller()
                         && attempts < MOST_ATTEMPTS
+                        && Instant::now() < deadline
                         && reader.has_changed().await =>
                 {
                     attempts += 1;
@@ -215,20 +228,27 @@ impl Ecr {
         }
     }
 
-    async fn obtain_once(&self, region: Option<&Region>, reader: &Arc<Reader>) -> Result<Caller, Refusal> {
+    async fn obtain_once(
+        &self,
+        region: Option<&Region>,
+        deadline: Instant,
+        reader: &Arc<Reader>,
+    ) -> Result<Caller, Refusal> {
         let config = Arc::new(config::load::load(&self.identity.environment, reader).await?);
         let obtained = match &self.identity.source {
             CredentialSource::Directory(directory) => directory::read(directory, reader).await?,
             CredentialSource::RolesAnywhere(option) => {
                 let context = self.context(&config, reader, None).await?;
-                let obtained = roles_anywhere::obtain(context, option).await;
-                obtained.map_err(|refusal| refusal.of_source("--roles-anywhere"))?
+                let obtained = roles_anywhere::obtain(context, option);
+                let obtained = before(deadline, ROLES_ANYWHERE, Box::pin(obtained)).await;
+                obtained.map_err(|refusal| refusal.of_source(ROLES_ANYWHERE))?
             }
             CredentialSource::Configured => {
                 let source = source::choose(&config)?;
                 let home = self.home_region(&config)?;
                 let context = self.context(&config, reader, home.as_ref().or(region)).await?;
-                credentials::obtain(context, &source).await?
+                let obtained = credentials::obtain(context, &source);
+                before(deadline, &source.to_string(), Box::pin(obtained)).await?
             }
         };
         Ok(Caller { obtained, config, reader: Arc::clone(reader) })
@@ -261,7 +281,8 @@ impl Ecr {
         match &result {
             Err(refusal) if refusal.is_about_the_caller() && caller.reader.has_changed().await => {
                 info!(error = %refusal, "the credentials have changed meanwhile, and are used at once");
-                let caller = self.obtain(Some(&source.region)).await?;
+                let deadline = Instant::now() + LONGEST_OBTAIN;
+                let caller = self.obtain(Some(&source.region), deadline).await?;
                 self.fetch_once(source, &caller).await
             }
             _ => result,
@@ -303,8 +324,22 @@ impl LastUsed {
     }
 }
 
-/// Does some work, in which a panic is an error like any other.
-async fn contained<T>(what: &str, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+/// Asks a credential source until the deadline. The error names the source.
+async fn before(
+    deadline: Instant,
+    source: &str,
+    asking: impl Future<Output = Result<Obtained, Refusal>>,
+) -> Result<Obtained, Refusal> {
+    let late =
+        || Refusal::NoCredentials { reason: format!("{source} gave no credentials in time"), passing: true };
+    timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Does some work, in which a panic is an error like any other: one in a dependency must not end the program.
+///
+/// # Errors
+/// When the work fails or panics.
+pub async fn contained<T>(what: &str, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
     let failed = |_| Err(Refusal::Internal { reason: format!("{what} failed on an unexpected input") });
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(failed)
 }
@@ -385,6 +420,15 @@ mod tests {
         assert!(note("ASIA1", Some("token"), Some("role/a")), "a role");
         assert!(!note("ASIA2", Some("token"), Some("role/a")), "the same role, renewed");
         assert!(note("ASIA3", Some("token"), Some("role/b")), "another role");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_hangs_is_named() {
+        let hangs = std::future::pending();
+        let deadline = Instant::now() + LONGEST_OBTAIN;
+        let refusal = before(deadline, "config line 2", hangs).await.unwrap_err();
+        assert!(refusal.is_passing() && refusal.is_about_the_caller());
+        assert_eq!(refusal.into_reason(), "config line 2 gave no credentials in time");
     }
 
     #[tokio::test]

@@ -294,14 +294,13 @@ impl Refusal {
         expired || matches!(self, Self::Clock { .. } | Self::Untrusted { .. })
     }
 
-    /// The same, as a failure of the credential source that is configured there.
+    /// The same, as a failure of the credential source that is configured there. The refusal must not name it yet.
     pub(super) fn of_source(self, origin: &str) -> Self {
         match self {
-            Self::NoCredentials { reason, passing } if !reason.contains(origin) => {
+            Self::NoCredentials { reason, passing } => {
                 Self::NoCredentials { reason: format!("{origin}: {reason}"), passing }
             }
-            // These name their source already.
-            Self::NoCredentials { .. } | Self::NoRegion { .. } | Self::Source { .. } => self,
+            Self::NoRegion { .. } | Self::Source { .. } => self,
             refusal => Self::Source { origin: origin.to_owned(), refusal: Box::new(refusal) },
         }
     }
@@ -326,7 +325,7 @@ impl Refusal {
         }
     }
 
-    /// Credentials that nobody but an operator can provide.
+    /// No credentials until an operator changes something.
     pub(super) fn no_credentials(reason: &(impl fmt::Display + ?Sized)) -> Self {
         Self::NoCredentials { reason: reason.to_string(), passing: false }
     }

@@ -208,8 +208,8 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     texts.join(": ")
 }
 
-/// The first line that is not empty, as it may be shown: AWS repeats what it was sent, and nothing else. It explains a wrong signature with the whole request below the
-/// first line.
+/// The first line that is not empty, as it may be shown. AWS explains a wrong signature with the whole request in the lines
+/// below.
 #[must_use]
 pub fn first_line(text: &str) -> String {
     redact_known(text.trim_start().lines().next().unwrap_or_default(), LONGEST)

@@ -14,10 +14,10 @@ use crate::time::schedule::Life;
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-/// How long one attempt may take: to find credentials, to assume a role, to fetch.
-const ATTEMPT: Duration = Duration::from_secs(30);
+/// How long one attempt may take: to find credentials (25 s at most), to assume a role, to fetch.
+const ATTEMPT: Duration = Duration::from_secs(40);
 /// How long to wait for an auth file to be read. Its file system may hang, and ECR can be asked instead.
 const READ: Duration = Duration::from_secs(5);
 
@@ -69,7 +69,8 @@ impl TokenStore {
             Ok(region) => region,
             // Where the region is missing, credentials often are too, and then the operator needs to know both.
             Err(refusal @ Refusal::NoRegion { .. }) => {
-                return Err(refusal.and_credentials(ecr.caller(None).await.err()));
+                let until = Instant::now() + ATTEMPT;
+                return Err(refusal.and_credentials(ecr.caller(None, until).await.err()));
             }
             Err(refusal) => return Err(refusal),
         };
@@ -83,8 +84,9 @@ impl TokenStore {
     /// When there is no region.
     pub async fn resume(&self, now: Timestamp) -> Result<Vec<(TokenRequest, Option<Token>)>, Refusal> {
         let requests = async { self.requests(&self.connect()?).await };
+        let requests = timeout(ATTEMPT, Box::pin(requests)).await;
         let requests =
-            timeout(ATTEMPT, Box::pin(requests)).await.unwrap_or_else(|_| Err(unanswered(ATTEMPT)))?;
+            requests.unwrap_or_else(|_| Err(unanswered("the region was not found out", ATTEMPT)))?;
         let mut resumed = Vec::new();
         for request in requests {
             let token = self.remembered(&request, now).await;
@@ -110,17 +112,20 @@ impl TokenStore {
         best
     }
 
-    /// Fetches a token. One attempt, of 30 s at most.
+    /// Fetches a token. One attempt, of 40 s at most.
     ///
     /// # Errors
     /// When there is no token to use.
     pub async fn fetch(&self, request: &TokenRequest) -> Result<Token, Refusal> {
         let attempt = async {
             let ecr = self.connect()?;
-            let caller = ecr.caller(Some(&request.source.region)).await?;
+            let until = Instant::now() + ATTEMPT;
+            let caller = ecr.caller(Some(&request.source.region), until).await?;
             fetch_as(&ecr, request, &caller).await
         };
-        timeout(ATTEMPT, Box::pin(attempt)).await.unwrap_or_else(|_| Err(unanswered(ATTEMPT)))
+        let source = &request.source;
+        let late = |_| Err(unanswered(&format!("ECR gave no token for {source}"), ATTEMPT));
+        timeout(ATTEMPT, Box::pin(attempt)).await.unwrap_or_else(late)
     }
 }
 
@@ -136,10 +141,10 @@ pub async fn fetch_as(ecr: &Ecr, request: &TokenRequest, caller: &Caller) -> Res
     Ok(token)
 }
 
-/// Nothing came in time.
+/// An attempt took too long: what did not happen within the limit.
 #[must_use]
-pub fn unanswered(limit: Duration) -> Refusal {
-    Refusal::Unavailable { reason: format!("nothing came within {} s", limit.as_secs()) }
+pub fn unanswered(what: &str, limit: Duration) -> Refusal {
+    Refusal::Unavailable { reason: format!("{what} within {} s", limit.as_secs()) }
 }
 
 fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Option<Token> {

@@ -13,6 +13,8 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -624,7 +626,7 @@ fn attempt(node: &Node, runtime: &tokio::runtime::Runtime) -> String {
     let source =
         TokenSource { region: "eu-west-1".parse().unwrap(), endpoint: Endpoint::STANDARD, role: None };
     let attempt = async {
-        let caller = ecr.caller(None).await?;
+        let caller = ecr.caller(None, Instant::now() + Duration::from_mins(1)).await?;
         let token = ecr.token(&source, &caller).await?;
         Ok::<_, Refusal>(format!("{caller:?} {token:?}"))
     };

@@ -40,7 +40,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 const ANY_MAY_USE: &str = "crate::time::schedule";
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 28] = [
+const PURE: [&str; 29] = [
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",
@@ -56,6 +56,7 @@ const PURE: [&str; 28] = [
     "src/ecr/credentials/answer.rs",
     "src/ecr/credentials/key.rs",
     "src/ecr/credentials/source.rs",
+    "src/ecr/credentials/source_error.rs",
     "src/ecr/url.rs",
     "src/ecr/environment.rs",
     "src/ecr/roles_anywhere/answer.rs",

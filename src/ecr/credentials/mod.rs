@@ -3,6 +3,7 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | [`source`] | which source is configured (pure) |
+//! | [`source_error`] | why none can be used (pure) |
 //! | [`key`] | what can be an access key (pure) |
 //! | [`answer`] | credentials as JSON (pure) |
 //! | [`directory`] | a mounted Secret |
@@ -18,6 +19,7 @@ pub mod key;
 pub mod metadata;
 pub mod process;
 pub mod source;
+pub mod source_error;
 pub mod sts;
 
 use self::source::{Base, Key, Source};
@@ -101,9 +103,11 @@ pub async fn obtain(context: Context<'_>, source: &Source) -> Result<Obtained, R
         }
     };
     for role in &source.roles {
-        let arn = sts::role_arn(&role.arn, &role.origin)?;
-        let session = role.session_name.as_deref();
-        let assumed = sts::assume(context, &arn, session, role.external_id.as_deref(), &obtained).await;
+        let assume = async {
+            let (arn, session) = (sts::role_arn(&role.arn)?, role.session_name.as_deref());
+            sts::assume(context, &arn, session, role.external_id.as_deref(), &obtained).await
+        };
+        let assumed = Box::pin(assume).await;
         obtained = assumed.map_err(|refusal| refusal.of_source(&format!("the role at {}", role.origin)))?;
     }
     Ok(obtained)

@@ -52,7 +52,7 @@ pub async fn assume(
 pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Result<Obtained, Refusal> {
     let WebIdentity { origin, token_file, role, session_name } = identity;
     let failed = |problem: &str, passing| Refusal::NoCredentials {
-        reason: format!("{origin}: the token file {} {problem}", shown_path(token_file)),
+        reason: format!("the token file {} {problem}", shown_path(token_file)),
         passing,
     };
     let token = context.reader.read(token_file, MAX_TOKEN).await;
@@ -62,7 +62,7 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
         return Err(failed("holds no token", false));
     }
     remember(token);
-    let role = role_arn(role, origin)?;
+    let role = role_arn(role)?;
     let region = region(context)?;
     let (sdk, service) =
         sdk_config(context.http, context.config, Service::Sts, region, None, (false, false))?;
@@ -86,10 +86,9 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
 ///
 /// # Errors
 /// When it is no ARN of a role.
-pub fn role_arn(text: &str, origin: &str) -> Result<RoleArn, Refusal> {
-    text.parse().map_err(|error: ParseRoleArnError| {
-        Refusal::no_credentials(&format!("{origin}: {}", redact(&error.to_string(), LONGEST_ARN)))
-    })
+pub fn role_arn(text: &str) -> Result<RoleArn, Refusal> {
+    text.parse()
+        .map_err(|error: ParseRoleArnError| Refusal::no_credentials(&redact(&error.to_string(), LONGEST_ARN)))
 }
 
 fn obtained(

@@ -4,13 +4,12 @@ use super::certificate::Certificate;
 use super::option::RolesAnywhere;
 use crate::ecr::credentials::key;
 use crate::ecr::refusal::{AnswerError, Refusal};
+use crate::ecr::sdk_error::CLOCK_TOLERANCE;
 use crate::report::redact::redact_known;
 use aws_credential_types::Credentials;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-/// AWS accepts a signature for five minutes, in seconds; less, since a date is in whole seconds.
-const CLOCK_TOLERANCE: i64 = 290;
 /// The longest ARN has 2,048 characters.
 const LONGEST_ARN: usize = 2048;
 /// The longest text of AWS's that is shown.
