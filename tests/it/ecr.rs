@@ -208,7 +208,7 @@ fn an_endpoint_that_is_no_url_is_refused() {
     node.unset("AWS_ENDPOINT_URL");
     node.hide("hunter2");
     node.write("home/.aws/config", "[default]\nendpoint_url = nowhere\n");
-    node.once(&[]).expect(4, &["/.aws/config line 2 is `nowhere`, which is no endpoint"]);
+    node.once(&[]).expect(4, &["/.aws/config line 2 is `nowhere`, which is not a valid endpoint"]);
     node.write("home/.aws/config", "[default]\nendpoint_url = https://user:hunter2@host\n");
     node.once(&[]).expect(4, &["a URL with a user in it"]);
 }

@@ -114,9 +114,9 @@ pub enum ConfigError {
         /// The value.
         value: String,
     },
-    /// An endpoint that is no URL. Its value is not shown where a password may stand in it.
+    /// An endpoint that is not a valid URL. Its value is not shown if it may hold a password.
     #[error(
-        "{origin} is {value}, which is no endpoint: expected a URL such as `https://HOST`, without user and query"
+        "{origin} is {value}, which is not a valid endpoint: expected a URL such as `https://HOST`, without user and query"
     )]
     Endpoint {
         /// The variable, or the file and the line.
@@ -345,7 +345,7 @@ pub fn not_found(profiles: &Profiles, profile: &str) -> String {
     }
 }
 
-/// A wrong endpoint as it may be shown: not where a user, and perhaps a password, stands in it.
+/// A wrong endpoint as it may be shown. One with a user in it may hold a password, and is not shown.
 fn shown_endpoint(url: &str) -> String {
     if url.contains('@') {
         "a URL with a user in it".to_owned()

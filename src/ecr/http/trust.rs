@@ -11,6 +11,8 @@ use tokio::sync::OnceCell;
 
 /// Debian's bundle is 220 KB.
 const MAX_BUNDLE: u64 = 16 * 1024 * 1024;
+/// Debian's directory has 300 files.
+const MOST_FILES: usize = 10_000;
 /// Where the distributions keep all certificates in one file. Reading one file is a tenth of the work of reading the
 /// directory beside it.
 const SYSTEM_BUNDLES: [&str; 5] = [
@@ -54,7 +56,7 @@ enum Problem {
     Unreadable(#[from] ReadError),
     #[error("holds no certificate in PEM form")]
     Empty,
-    #[error("holds {0} that cannot be read as certificates")]
+    #[error("holds certificates that cannot be read ({0} of them)")]
     Broken(usize),
 }
 
@@ -114,13 +116,13 @@ fn read(trust: &Trust) -> Result<RootCertStore, TrustError> {
     match trust {
         Trust::File { path, .. } => read_named(path).map_err(|problem| trust.error(problem)),
         Trust::System => Ok(read_system()),
-        Trust::Directories(directories) => Ok(read_directories(directories)),
+        Trust::Directories(directories) => Ok(read_directories(directories, MAX_BUNDLE)),
     }
 }
 
 fn read_named(path: &Path) -> Result<RootCertStore, Problem> {
     let mut roots = RootCertStore::empty();
-    match add(&mut roots, &read_file(path)?) {
+    match add(&mut roots, &read_file(path, MAX_BUNDLE)?) {
         (0, _) => Err(Problem::Empty),
         (_, 0) => Ok(roots),
         (_, broken) => Err(Problem::Broken(broken)),
@@ -131,30 +133,35 @@ fn read_named(path: &Path) -> Result<RootCertStore, Problem> {
 fn read_system() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     if !SYSTEM_BUNDLES.iter().any(|path| add_file(&mut roots, Path::new(path))) {
-        return read_directories(&SYSTEM_DIRECTORIES.map(PathBuf::from));
+        return read_directories(&SYSTEM_DIRECTORIES.map(PathBuf::from), MAX_BUNDLE);
     }
     roots
 }
 
-/// The certificates in the files of some directories.
-fn read_directories(directories: &[PathBuf]) -> RootCertStore {
+/// The certificates in the files of some directories, of `limit` bytes together. Files beyond it are skipped, and so are files
+/// beyond a number that no directory of certificates has.
+fn read_directories(directories: &[PathBuf], limit: u64) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    for directory in directories {
-        for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            add_file(&mut roots, &file.path());
+    let mut left = limit;
+    let files = directories.iter().flat_map(|directory| std::fs::read_dir(directory).into_iter().flatten());
+    for file in files.flatten().take(MOST_FILES) {
+        // As in other programs, what cannot be read is skipped.
+        if let Ok(pem) = read_file(&file.path(), left) {
+            left = left.saturating_sub(pem.len() as u64);
+            add(&mut roots, &pem);
         }
     }
     roots
 }
 
-/// Adds the certificates in a file, and returns whether there are some. As in other programs, what cannot be read is skipped.
+/// Adds the certificates in a file, and returns whether there are some.
 fn add_file(roots: &mut RootCertStore, path: &Path) -> bool {
-    read_file(path).is_ok_and(|pem| add(roots, &pem).0 > 0)
+    read_file(path, MAX_BUNDLE).is_ok_and(|pem| add(roots, &pem).0 > 0)
 }
 
 /// A file's content. Certificates are public: to zero a whole bundle when it is dropped takes longer than to read it.
-fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
-    files::read_now(path, MAX_BUNDLE).map(|mut content| std::mem::take(&mut *content))
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    files::read_now(path, limit).map(|mut content| std::mem::take(&mut *content))
 }
 
 /// Adds the certificates of a bundle. Returns how many there are, and how many more cannot be read.
@@ -196,7 +203,7 @@ mod tests {
             assert_eq!(directories.len(), 1, "{broken}");
             let named = Trust::File { variable: "AWS_CA_BUNDLE", path: file.clone() };
             let error = read(&named).unwrap_err().to_string();
-            assert!(error.ends_with("which holds 1 that cannot be read as certificates"), "{error}");
+            assert!(error.ends_with("which holds certificates that cannot be read (1 of them)"), "{error}");
             write(&file, broken);
             assert!(matches!(read(&named).unwrap_err().problem, Problem::Empty), "{broken}");
         }
@@ -212,5 +219,18 @@ mod tests {
         let first = tls.config().await.unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(Arc::ptr_eq(&first, &tls.config().await.unwrap()));
+    }
+
+    #[test]
+    fn a_directory_is_read_up_to_a_limit() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["one", "two", "three"] {
+            write(&root.path().join(name), &certificate());
+        }
+        let size = std::fs::metadata(root.path().join("one")).unwrap().len();
+        let directories = [root.path().to_owned()];
+        assert_eq!(read_directories(&directories, 3 * size + 100).len(), 3);
+        assert_eq!(read_directories(&directories, size + 100).len(), 1);
+        assert_eq!(read_directories(&directories, 0).len(), 0);
     }
 }
