@@ -51,6 +51,11 @@ pub enum Command {
         /// Change nothing, only print what would change.
         dry_run: bool,
     },
+    /// Make the linked layout, and make a link again when another program replaces it.
+    WatchLink {
+        /// The files.
+        auth_files: Vec<AuthFile>,
+    },
     /// Print which credentials the kubelet would try.
     Explain {
         /// Where the kubelet looks.

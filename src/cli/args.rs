@@ -355,6 +355,9 @@ pub(super) struct LinkArgs {
     /// Put the file back in its place, with its content of now.
     #[arg(long)]
     pub(super) undo: bool,
+    /// Then watch the link until stopped, and make it again when another program replaces it.
+    #[arg(long, conflicts_with_all = ["undo", "dry_run"])]
+    pub(super) watch: bool,
     #[command(flatten)]
     pub(super) dry_run: DryRunArgs,
     #[command(flatten)]

@@ -63,7 +63,13 @@ pub(super) fn check(cli: Cli, matches: &ArgMatches) -> Result<(Command, Option<L
         Some(Subcommands::Link(args)) => {
             let auth_files = auth_files(found, args.files)?;
             let dry_run = args.dry_run.dry_run;
-            (Command::Link { auth_files, undo: args.undo, dry_run }, Some(args.log))
+            let undo = args.undo;
+            let command = if args.watch {
+                Command::WatchLink { auth_files }
+            } else {
+                Command::Link { auth_files, undo, dry_run }
+            };
+            (command, Some(args.log))
         }
         Some(Subcommands::Explain(args)) => {
             let (command, log) = explain(found, args)?;

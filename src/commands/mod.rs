@@ -1,6 +1,7 @@
 //! Runs a command to its end.
 
 mod files;
+mod link_watch;
 mod once;
 
 use crate::agent;
@@ -30,6 +31,7 @@ pub fn run(command: Command) -> ExitStatus {
         Command::Link { auth_files, undo, dry_run } => {
             runtime.block_on(files::link(&auth_files, undo, dry_run))
         }
+        Command::WatchLink { auth_files } => runtime.block_on(Box::pin(link_watch::run(&auth_files))),
         Command::Status { auth_files, registries, policy, state_file, output } => {
             status_text::run(&auth_files, &registries, &policy, state_file.as_deref(), output)
         }

@@ -154,7 +154,7 @@ fn a_subcommand_lists_only_the_options_that_it_uses() {
     let log = ["log-format", "log-level"];
     let status = ["auth-file", "registry", "interval", "schedule", "spread", "state-file", "output"];
     assert_eq!(listed("status"), [&status[..], &log].concat());
-    assert_eq!(listed("link"), [&["auth-file", "undo", "dry-run"][..], &log].concat());
+    assert_eq!(listed("link"), [&["auth-file", "undo", "watch", "dry-run"][..], &log].concat());
     assert_eq!(listed("completion"), [""; 0]);
     let secrets = ["no-auth-file", "pull-secret", "pull-secret-selector", "pull-secret-name"];
     assert_eq!(

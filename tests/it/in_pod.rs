@@ -48,7 +48,9 @@ fn containers() -> Vec<(String, Container)> {
         for document in documents.filter(|document| !document.contains("app.kubernetes.io/component: remove"))
         {
             let (_, containers) = document.split_once("\n      containers:\n").unwrap();
-            let (container, volumes) = containers.split_once("\n      volumes:\n").unwrap();
+            let (containers, volumes) = containers.split_once("\n      volumes:\n").unwrap();
+            // The agent's is the first one.
+            let container = containers.split("\n        - name: ").next().unwrap();
             found.push((name.clone(), container_of(container, volumes)));
         }
     }

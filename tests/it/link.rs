@@ -501,3 +501,22 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
     assert_eq!(names(directory.path()), ["config.json"]);
     tell(&format!("{} reads while the file was linked and put back {changes} times", reads.into_inner()));
 }
+
+#[test]
+fn a_watched_link_is_made_again_when_another_program_replaces_it() {
+    let node = Node::with_auth_file(FOREIGN);
+    let auth_file = node.auth_file();
+    let watch = node.launch(&[], &["link", "--watch", "--auth-file", auth_file.to_str().unwrap()]);
+    watch.wait_for("watching the links", 1);
+    node.assert_linked();
+    // As `sed -i` and most tools do it.
+    node.write("kubelet/new", HIDDEN);
+    fs::rename(node.path("kubelet/new"), &auth_file).unwrap();
+    watch.wait("the link", || auth_file.is_symlink());
+    // The other program's content is what the kubelet read, so it stays.
+    let content = fs::read_to_string(&auth_file).unwrap();
+    assert!(content.contains("a.example"), "{content}");
+    watch.stop().expect(0, &["another program has replaced a link"]);
+    assert!(auth_file.is_symlink());
+    node.run(&["link", "--watch", "--undo"]).expect(2, &["--watch"]);
+}

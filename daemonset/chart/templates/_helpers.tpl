@@ -379,6 +379,9 @@ kubectl label --overwrite namespace {{ include "ecr-node-agent.namespace" . }} p
 {{- end -}}
 {{- if .Values.nodeAgent -}}
 {{- include "ecr-node-agent.checkNodes" . -}}
+{{- if and .Values.watchLink (ne .Values.layout "linked") -}}
+{{- fail "watchLink needs layout=linked: without a link there is nothing to watch" -}}
+{{- end -}}
 {{- else if .Values.startupTaint.enabled -}}
 {{- fail "startupTaint.enabled needs nodeAgent: without an agent on the node nothing removes the taint" -}}
 {{- end -}}
@@ -425,9 +428,9 @@ kubectl label --overwrite namespace {{ include "ecr-node-agent.namespace" . }} p
 {{- end -}}
 {{- end -}}
 
-{{- /* A container that removes the agent's entries. It sees the kubelet's root directory, whatever the layout: `remove` also undoes
-the link. Takes the root context and the arguments. */ -}}
-{{- define "ecr-node-agent.removing" -}}
+{{- /* A container that makes or undoes the link, or removes the agent's entries. It sees the kubelet's root directory, whatever the
+layout, and its docker credentials, which a new file would hide. Takes the root context and the arguments. */ -}}
+{{- define "ecr-node-agent.linking" -}}
 {{- $values := .root.Values -}}
 image: {{ include "ecr-node-agent.image" .root }}
 imagePullPolicy: {{ $values.image.pullPolicy }}
