@@ -44,7 +44,7 @@ struct Counts {
     freezes: AtomicU64,
     hangups: AtomicU64,
     doubles: AtomicU64,
-    onces: AtomicU64,
+    refreshes: AtomicU64,
     outages: AtomicU64,
 }
 
@@ -131,7 +131,7 @@ impl Agents {
 
     /// Refreshes once, as an operator does by hand.
     pub fn once(&self, rng: &mut fastrand::Rng) {
-        self.counts.onces.fetch_add(1, Ordering::Relaxed);
+        self.counts.refreshes.fetch_add(1, Ordering::Relaxed);
         let timeout = format!("{}s", rng.u8(1..20));
         // It fails if ECR fails, or if the file is not at rest within its time.
         self.command(&["--once", "--timeout", &timeout], rng.bool()).unwrap().status().unwrap();
@@ -210,7 +210,7 @@ impl Agents {
 
     /// What was done to the agents.
     pub fn counts(&self) -> String {
-        let Counts { starts, kills, freezes, hangups, doubles, onces, outages } = &self.counts;
+        let Counts { starts, kills, freezes, hangups, doubles, refreshes, outages } = &self.counts;
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines = |text: &str| log.matches(text).count();
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -222,7 +222,7 @@ impl Agents {
             get(freezes),
             get(hangups),
             get(doubles),
-            get(onces),
+            get(refreshes),
             get(outages),
             lines("\"published\""),
             lines("were restored"),
