@@ -9,16 +9,14 @@ use crate::programs::{
 use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Emulator, Options};
 use serde_json::json;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::thread::sleep;
-use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 pub const SYSTEM: &str = "TLS, the system's authorities";
 const REGION: &str = "eu-west-1";
@@ -31,8 +29,6 @@ const PROVIDER_REQUEST: &str = r#"{
     "image": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:1"
 }"#;
 const SECRET: &str = "ecr-creds";
-/// How many auth files the agent updates in turn.
-const FILES: usize = 50;
 /// A uid that no user has. `k8s-ecr-login-renew` looks for its kubeconfig in the home directory that `/etc/passwd` names, and in
 /// `HOME` only if its uid is not there.
 const NOBODY: u32 = 65532;
@@ -207,21 +203,11 @@ impl Setting {
     }
 }
 
-/// Lets a path name another file before each run, one that was not changed for some time, as on a node: the agent waits for
-/// the end of changes. Each file holds the entry of an earlier run, except before the first one.
+/// Makes a file old before each run, as it is on a node: the agent waits for the end of changes. It holds the entry of an
+/// earlier run, except before the first one.
 fn old_file(path: PathBuf) -> impl Fn() {
-    let number = Cell::new(0);
     move || {
-        let file = |number: usize| path.with_extension(format!("{number}.json"));
-        let current = number.replace(number.get() + 1);
-        if current == 1 {
-            for other in 1..FILES {
-                fs::copy(file(0), file(other)).unwrap();
-            }
-            sleep(Duration::from_secs(1));
-        }
-        fs::remove_file(&path).ok();
-        symlink(file(current % FILES), &path).unwrap();
+        File::options().append(true).open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 use super::directory::{LockedDirectory, Named};
 use super::error::AuthFileError;
 use super::file::AuthFile;
+use super::writers::OpenWatch;
 use crate::docker_config::search::Content;
 use nix::sys::stat::{FileStat, SFlag};
 use secrecy::zeroize::Zeroizing;
@@ -22,6 +23,8 @@ const MAX_TO_EXPLAIN: u64 = 16 * MAX_SIZE;
 pub(super) struct Opened {
     /// The open file.
     pub(super) file: File,
+    /// Notices that a program opens it, from before it was read.
+    pub(super) watch: OpenWatch,
     /// Its attributes before it was read.
     pub(super) stat: FileStat,
     /// Its content.
@@ -65,10 +68,11 @@ pub(super) fn read_in(directory: &LockedDirectory, name: &OsStr) -> Result<Optio
         Ok(Named::Other(kind)) => return Err(AuthFileError::NotAFile { path: path(), kind }),
         Err(source) => return Err(AuthFileError::Step { path: path(), source }),
     };
+    let watch = OpenWatch::new(&file);
     let bytes = read_bounded(&file, &stat, MAX_SIZE)
         .map_err(|source| AuthFileError::Read { path: path(), source })?
         .ok_or_else(|| AuthFileError::TooLarge(path()))?;
-    Ok(Some(Opened { file, stat, bytes }))
+    Ok(Some(Opened { file, watch, stat, bytes }))
 }
 
 /// Reads what is in a place of the kubelet's search path, following symlinks as the kubelet does.

@@ -6,7 +6,7 @@
 
 use super::attributes;
 use super::directory::{LockedDirectory, StepError, from_rustix, io_step, is_same, step};
-use super::writers::is_open_for_writing;
+use super::writers::{OpenWatch, is_open_for_writing};
 use crate::time::clock;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
@@ -32,6 +32,8 @@ const ABANDONED: Duration = Duration::from_mins(1);
 pub(super) struct Previous<'a> {
     /// The open file.
     pub(super) file: &'a File,
+    /// Notices that a program opens it, from before it was read.
+    pub(super) watch: &'a OpenWatch,
     /// Its attributes before it was read.
     pub(super) stat: &'a FileStat,
     /// Its content.
@@ -402,7 +404,9 @@ fn is_as_read(displaced: &FileStat, previous: Previous<'_>) -> bool {
     let is_unchanged = |stat: &FileStat| is_same(stat, before) && attributes(stat) == attributes(before);
     is_unchanged(displaced)
         && has_content(previous.file, previous.bytes)
-        && (previous.despite_writers || is_open_for_writing(previous.file) != Some(true))
+        && (previous.despite_writers
+            || !previous.watch.may_have_been_opened()
+            || is_open_for_writing(previous.file) != Some(true))
         && fstat(previous.file).is_ok_and(|stat| is_unchanged(&stat))
 }
 

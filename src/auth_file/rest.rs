@@ -73,7 +73,8 @@ impl Completeness {
 }
 
 /// Whether the file can be judged. `open_for_writing` says whether a program has the file open for writing, `None` if that is
-/// not known. It is asked only if the file may be judged otherwise, since the answer takes time.
+/// not known. It is asked only where it can matter, since the answer takes time: if the file may be judged otherwise, and is
+/// not a whole document that no program has changed for as long as the agent would wait.
 pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool>) -> Rest {
     let completeness = signs.completeness;
     // A program that has paused between two steps may pause again, and longer on a busy machine.
@@ -96,7 +97,12 @@ pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool
     let is_over = |open| signs.quiet.waiting_for >= longest(open);
     // No program can have a missing file open.
     let closed = Some(false);
-    let is_to_ask = completeness != Completeness::Missing && (wait(closed).is_zero() || is_over(closed));
+    let can_matter = match completeness {
+        Completeness::Whole => signs.quiet.unchanged_for < LONGEST,
+        Completeness::Missing => false,
+        Completeness::Partial => true,
+    };
+    let is_to_ask = can_matter && (wait(closed).is_zero() || is_over(closed));
     let open = if is_to_ask { open_for_writing() } else { closed };
     match wait(open) {
         Duration::ZERO => Rest::Judge,
@@ -141,9 +147,10 @@ mod tests {
             (Whole, Some(false), 200, 0, 0, Rest::Judge),
             (Whole, Some(false), 50, 0, 0, Rest::Wait(ms(150))),
             (Whole, Some(false), 50, 5_000, 0, Rest::GivenUp),
-            (Whole, Some(true), 60_000, 0, 0, Rest::Wait(OPEN)),
-            (Whole, Some(true), 60_000, 59_999, 0, Rest::Wait(OPEN)),
-            (Whole, Some(true), 60_000, 60_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 59_999, 0, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 59_999, 59_999, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 59_999, 60_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 60_000, 0, 0, Rest::Judge),
             (Whole, None, 200, 0, 0, Rest::Wait(ms(300))),
             (Whole, None, 500, 0, 0, Rest::Judge),
             (Whole, Some(true), 50, 0, 0, Rest::Wait(ms(150))),

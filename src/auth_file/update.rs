@@ -238,6 +238,7 @@ impl Snapshot {
     fn previous(&self, rest: Rest) -> Option<Previous<'_>> {
         self.opened.as_ref().map(|opened| Previous {
             file: &opened.file,
+            watch: &opened.watch,
             stat: &opened.stat,
             bytes: &opened.bytes,
             despite_writers: rest == Rest::GivenUp,

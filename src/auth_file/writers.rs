@@ -1,5 +1,7 @@
 //! Whether another program has a file open for writing, as `/proc` shows it.
 
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -33,6 +35,27 @@ struct OpenFile {
     for_writing: bool,
     /// The kernel's inode number. It can differ from the one in `stat`, for example on overlayfs.
     inode: u64,
+}
+
+/// Notices that a program opens a file: cheap, where a look through `/proc` is not, and in a container, too.
+#[derive(Debug)]
+pub(super) struct OpenWatch(Option<Inotify>);
+
+impl OpenWatch {
+    /// Begins to watch. Openings by this process count, too, so open the file first.
+    pub(super) fn new(file: &File) -> Self {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).and_then(|watch| {
+            watch.add_watch(path.as_str(), AddWatchFlags::IN_OPEN | AddWatchFlags::IN_MODIFY)?;
+            Ok(watch)
+        });
+        Self(watch.ok())
+    }
+
+    /// Whether a program has opened or changed the file since, or the kernel could not be asked.
+    pub(super) fn may_have_been_opened(&self) -> bool {
+        self.0.as_ref().is_none_or(|watch| !matches!(watch.read_events(), Err(Errno::EAGAIN)))
+    }
 }
 
 /// Whether a process has the file open for writing. `None` if no such process was found, but `/proc` does not show all of
@@ -110,7 +133,7 @@ fn numbered(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Whether the process, or its open file, has ended since the directory was read.
 fn has_ended(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32)
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
 impl OpenFile {
@@ -155,6 +178,17 @@ mod tests {
         assert_eq!(is_open_for_writing(&read), Some(true));
         drop(writer);
         assert_ne!(is_open_for_writing(&read), Some(true));
+    }
+
+    #[test]
+    fn an_opening_is_noticed_and_reading_is_not() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let file = File::open(&path).unwrap();
+        let watch = OpenWatch::new(&file);
+        assert_eq!(io::read_to_string(&file).unwrap(), "");
+        assert!(!watch.may_have_been_opened());
+        File::options().append(true).open(&path).unwrap();
+        assert!(watch.may_have_been_opened());
     }
 
     /// A directory like `/proc`, with this process and one more.
