@@ -352,8 +352,8 @@ fn trying_ends_at_the_timeout_with_what_was_said_last() {
     let cases = [
         (Fault::Throttle, "throttled: ThrottlingException: Rate exceeded"),
         (Fault::ServiceUnavailable, "no answer: HTTP status 503 from ECR in eu-west-1"),
-        (Fault::Hang, "no answer: nothing came within --timeout"),
-        (Fault::SlowDrip, "no answer: nothing came within --timeout"),
+        (Fault::Hang, "no answer: ECR gave no token for "),
+        (Fault::SlowDrip, "no answer: ECR gave no token for "),
     ];
     for (fault, said) in cases {
         let node = Node::new();
