@@ -7,6 +7,7 @@ pub mod agent;
 pub mod auth_file;
 pub mod cli;
 pub mod commands;
+pub mod credential_provider;
 pub mod docker_config;
 pub mod ecr;
 pub mod events;

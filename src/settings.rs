@@ -20,6 +20,9 @@ use std::time::Duration;
 /// The file that the kubelet reads first, with its default `--root-dir`.
 pub const DEFAULT_AUTH_FILE: &str = "/var/lib/kubelet/config.json";
 
+/// An auth file of the agent that the kubelet does not read. With the plugin, tokens need not be on a disk.
+pub const TMPFS_AUTH_FILE: &str = "/run/ecr-node-agent/config.json";
+
 /// A checked command.
 #[derive(Debug)]
 pub enum Command {
@@ -27,6 +30,8 @@ pub enum Command {
     Run(Settings, Box<DaemonSettings>),
     /// Refresh every target once.
     Once(Settings),
+    /// Answer one request of the kubelet, as its plugin.
+    CredentialProvider(Settings),
     /// Print a text.
     Print(String),
     /// Print what the auth files hold.

@@ -297,6 +297,9 @@ pub(super) enum Subcommands {
     /// Print which credentials the kubelet would try for an image, and why not others. The first --auth-file is the one in
     /// the kubelet's root directory. Exits 1 unless there is a usable credential for every image.
     Explain(ExplainArgs),
+    /// Answer one request of the kubelet, as its credential provider plugin: from a token that an auth file holds, or else from
+    /// ECR. Reads standard input and writes standard output.
+    CredentialProvider(CredentialProviderArgs),
     /// Print a completion script for a shell.
     Completion(CompletionArgs),
     /// Print the manual page, for `man -l -`.
@@ -390,6 +393,35 @@ pub(super) struct ExplainArgs {
     pub(super) output: OutputArgs,
     #[command(flatten)]
     pub(super) log: LogArgs,
+}
+
+/// `credential-provider`.
+#[derive(Debug, Args)]
+pub(super) struct CredentialProviderArgs {
+    /// Print the kubelet's configuration for this plugin, with these options and variables, and read no request. The plugin
+    /// answers for the hosts of every `--registry`, or, if none is given, for all hosts of ECR.
+    #[arg(long)]
+    pub(super) print_config: bool,
+    /// In the printed configuration, let the kubelet (1.34 or later) send each pod's service account token with this
+    /// audience, such as `sts.amazonaws.com`. A pod's role is named by the annotation `eks.amazonaws.com/ecr-role-arn` of
+    /// its service account, or else by `AWS_ECR_ROLE_ARN`.
+    #[arg(long, value_name = "AUDIENCE", requires = "print_config")]
+    pub(super) token_audience: Option<String>,
+    /// Auth file that an agent on this node keeps; repeatable (in the variable: separated by spaces). [default:
+    /// /run/ecr-node-agent/config.json and /var/lib/kubelet/config.json]
+    #[arg(long = "auth-file", value_name = "PATH", env = "ECR_NODE_AGENT_AUTH_FILE", hide_env_values = true)]
+    pub(super) auth_files: Vec<Listed<PathBuf>>,
+    /// Registry that needs more than its host says; repeatable (in the variable: separated by spaces): a custom domain in
+    /// front of ECR (`region=`), or a role to assume (`role=`). Other hosts of ECR are answered, too.
+    #[arg(
+        long = "registry",
+        value_name = "HOST[,region=REGION][,role=ARN]",
+        env = "ECR_NODE_AGENT_REGISTRY",
+        hide_env_values = true
+    )]
+    pub(super) registries: Vec<Listed<Registry>>,
+    #[command(flatten)]
+    pub(super) aws: AwsArgs,
 }
 
 /// `completion`.

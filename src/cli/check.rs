@@ -1,25 +1,34 @@
 //! The second stage: what the options mean together, as checked settings.
 
 use super::args::{
-    AuthFileArgs, Cli, ExplainArgs, LogArgs, PullSecretArgs, RegistryArgs, RunArgs, ScheduleArgs, Subcommands,
+    AuthFileArgs, AwsArgs, Cli, CredentialProviderArgs, ExplainArgs, LogArgs, PullSecretArgs, RegistryArgs,
+    RunArgs, ScheduleArgs, Subcommands,
 };
 use super::aws;
 use super::error::UsageError;
 use super::manual;
 use super::value::Listed;
 use crate::auth_file::AuthFile;
+use crate::credential_provider::config::PluginConfig;
 use crate::docker_config::search::Kubelet;
 use crate::ecr::client::{CredentialSource, Identity, LastUsed};
-use crate::ecr::registry::Registry;
+use crate::ecr::registry::{Registry, RoleArn, every_host};
 use crate::pull_secret::names::{Name, NamespaceSelector, PullSecretArg, PullSecrets};
-use crate::settings::{Command, DEFAULT_AUTH_FILE, DaemonSettings, RefreshPolicy, Settings, Verify};
+use crate::settings::{
+    Command, DEFAULT_AUTH_FILE, DaemonSettings, RefreshPolicy, Settings, TMPFS_AUTH_FILE, Verify,
+};
 use crate::time::clock;
 use crate::time::schedule::Interval;
-use clap::ArgMatches;
 use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// The subcommand that the kubelet runs.
+const CREDENTIAL_PROVIDER: &str = "credential-provider";
 
 /// What clap found for one command.
 #[derive(Clone, Copy)]
@@ -75,6 +84,7 @@ pub(super) fn check(cli: Cli, matches: &ArgMatches) -> Result<(Command, Option<L
             let (command, log) = explain(found, args)?;
             (command, Some(log))
         }
+        Some(Subcommands::CredentialProvider(args)) => (credential_provider(found, args)?, None),
         Some(Subcommands::Completion(args)) => (Command::Print(manual::completion(args.shell)), None),
         Some(Subcommands::Man) => (Command::Print(manual::page(None)), None),
     };
@@ -88,37 +98,13 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
     let (auth_files, pull_secrets) = targets(found, args.files, args.secrets, service_accounts)?;
     let is_endless = args.schedule.interval.is_zero();
     let policy = policy(args.schedule)?;
-    let environment = aws::environment();
-    aws::check(&environment)?;
-    let credentials_dir = args.aws.aws_credentials_dir.and_then(|maybe| maybe.0);
-    absolute("--aws-credentials-dir", credentials_dir.as_ref())?;
+    let (identity, role) = identity(args.aws)?;
     let state_file = args.state.state_file.0;
     absolute("--state-file", state_file.as_ref())?;
-    let source = match (credentials_dir, args.aws.roles_anywhere.and_then(|maybe| maybe.0)) {
-        (None, None) => CredentialSource::Configured,
-        (Some(directory), None) => CredentialSource::Directory(directory),
-        (None, Some(option)) => CredentialSource::RolesAnywhere(Box::new(option)),
-        (Some(_), Some(_)) => return Err(UsageError::TwoCredentialSources),
-    };
-    let identity = Identity {
-        region: args.aws.region.and_then(|maybe| maybe.0),
-        source,
-        trust: aws::trust(&environment),
-        environment,
-        session_name: aws::session_name(),
-        last_used: LastUsed::default(),
-    };
     let credential_files = identity.files();
     let dry_run = args.dry_run.dry_run;
-    let settings = Settings {
-        auth_files,
-        registries,
-        role: args.aws.role_arn.and_then(|maybe| maybe.0),
-        identity,
-        pull_secrets,
-        timeout: args.timeout,
-        dry_run,
-    };
+    let settings =
+        Settings { auth_files, registries, role, identity, pull_secrets, timeout: args.timeout, dry_run };
     if args.once || dry_run {
         return Ok((Command::Once(settings), args.log));
     }
@@ -140,6 +126,84 @@ fn run(found: Found<'_>, args: RunArgs) -> Result<(Command, LogArgs), UsageError
         startup_taint_node,
     };
     Ok((Command::Run(settings, Box::new(daemon)), args.log))
+}
+
+/// The AWS identity, and the role for registries that name none.
+fn identity(args: AwsArgs) -> Result<(Identity, Option<RoleArn>), UsageError> {
+    let environment = aws::environment();
+    aws::check(&environment)?;
+    let credentials_dir = args.aws_credentials_dir.and_then(|maybe| maybe.0);
+    absolute("--aws-credentials-dir", credentials_dir.as_ref())?;
+    let source = match (credentials_dir, args.roles_anywhere.and_then(|maybe| maybe.0)) {
+        (None, None) => CredentialSource::Configured,
+        (Some(directory), None) => CredentialSource::Directory(directory),
+        (None, Some(option)) => CredentialSource::RolesAnywhere(Box::new(option)),
+        (Some(_), Some(_)) => return Err(UsageError::TwoCredentialSources),
+    };
+    let identity = Identity {
+        region: args.region.and_then(|maybe| maybe.0),
+        source,
+        trust: aws::trust(&environment),
+        environment,
+        session_name: aws::session_name(),
+        last_used: LastUsed::default(),
+    };
+    Ok((identity, args.role_arn.and_then(|maybe| maybe.0)))
+}
+
+fn credential_provider(found: Found<'_>, args: CredentialProviderArgs) -> Result<Command, UsageError> {
+    let mut auth_files = auth_files(found, AuthFileArgs { auth_files: args.auth_files })?;
+    if let [AuthFile { named: false, kubelet_home, .. }] = auth_files.as_slice() {
+        let kubelet_home = kubelet_home.clone();
+        auth_files.push(AuthFile { path: PathBuf::from(TMPFS_AUTH_FILE), named: false, kubelet_home });
+    }
+    let registries = registries(found, RegistryArgs { registries: args.registries })?;
+    let (identity, role) = identity(args.aws)?;
+    if args.print_config {
+        let (variables, secret_variables) = identity.environment.without_secrets();
+        let (arguments, own_variables) = given_options(found);
+        let match_images = match registries.as_slice() {
+            [] => every_host(),
+            registries => registries.iter().map(|registry| registry.key().to_owned()).collect(),
+        };
+        let config = PluginConfig {
+            match_images,
+            arguments,
+            variables: own_variables.into_iter().chain(variables).collect(),
+            secret_variables,
+            token_audience: args.token_audience,
+        };
+        return Ok(Command::Print(config.to_yaml()));
+    }
+    let pull_secrets = PullSecrets::default();
+    let timeout = Duration::ZERO;
+    let settings = Settings { auth_files, registries, role, identity, pull_secrets, timeout, dry_run: false };
+    Ok(Command::CredentialProvider(settings))
+}
+
+/// The arguments and the variables by which `credential-provider` was given its options, without those about the printed
+/// configuration.
+fn given_options(found: Found<'_>) -> (Vec<String>, Vec<(String, String)>) {
+    let mut arguments = vec![CREDENTIAL_PROVIDER.to_owned()];
+    let mut variables = Vec::new();
+    let command = Cli::command();
+    let options =
+        command.find_subcommand(CREDENTIAL_PROVIDER).into_iter().flat_map(clap::Command::get_arguments);
+    for option in options {
+        let (Some(long), Some(variable)) = (option.get_long(), option.get_env()) else { continue };
+        let id = option.get_id().as_str();
+        let values: Vec<String> = found.0.get_raw(id).unwrap_or_default().map(lossy).collect();
+        if found.0.value_source(id) == Some(ValueSource::EnvVariable) {
+            variables.push((lossy(variable), values.join(" ")));
+        } else {
+            arguments.extend(values.iter().map(|value| format!("--{long}={value}")));
+        }
+    }
+    (arguments, variables)
+}
+
+fn lossy(text: &OsStr) -> String {
+    text.to_string_lossy().into_owned()
 }
 
 fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), UsageError> {

@@ -11,10 +11,14 @@ use std::io;
 pub const NAME: &str = "ecr-node-agent";
 
 /// The files that the program works with, and what each is.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("/var/lib/kubelet/config.json", "The auth file, unless --auth-file names another."),
     ("/var/lib/kubelet/config.json.invalid-TIME", "A copy of a file that the kubelet could not read."),
     ("/var/lib/kubelet/ecr-node-agent/", "The directory of the auth file in the linked layout."),
+    (
+        "/run/ecr-node-agent/config.json",
+        "An auth file on a tmpfs, in which credential-provider looks for tokens.",
+    ),
     ("/run/ecr-node-agent/state.json", "The daemon's state, which status prints."),
     ("/etc/default/ecr-node-agent", "The settings of the systemd units."),
 ];

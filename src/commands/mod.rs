@@ -1,5 +1,6 @@
 //! Runs a command to its end.
 
+mod credential_provider;
 mod files;
 mod link_watch;
 mod once;
@@ -34,6 +35,9 @@ pub fn run(command: Command) -> ExitStatus {
         Command::WatchLink { auth_files } => runtime.block_on(Box::pin(link_watch::run(&auth_files))),
         Command::Status { auth_files, registries, policy, state_file, output } => {
             status_text::run(&auth_files, &registries, &policy, state_file.as_deref(), output)
+        }
+        Command::CredentialProvider(settings) => {
+            runtime.block_on(Box::pin(credential_provider::run(&settings)))
         }
         Command::Print(text) => match io::stdout().lock().write_all(text.as_bytes()) {
             Ok(()) => ExitStatus::Done,

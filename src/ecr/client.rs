@@ -10,7 +10,7 @@ use super::http::Http;
 use super::http::proxy::{Proxies, ProxyError};
 use super::http::trust::{Trust, TrustError};
 use super::refusal::{AnswerError, Refusal};
-use super::registry::{Endpoint, Region, TokenSource, host_of_proxy_endpoint, is_registry_in};
+use super::registry::{Endpoint, Region, RoleArn, TokenSource, host_of_proxy_endpoint, is_registry_in};
 use super::roles_anywhere::{self, option::RolesAnywhere};
 use super::sdk::sdk_config;
 use super::sdk_error::{Call, refusal};
@@ -19,7 +19,7 @@ use crate::report::redact::redact;
 use crate::time::clock;
 use futures_util::FutureExt as _;
 use jiff::{Timestamp, Unit};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -165,6 +165,29 @@ impl Ecr {
         contained("fetching a token", Box::pin(self.fetch(source, caller))).await
     }
 
+    /// Fetches one token as the role that a web identity token opens. No other identity takes its place.
+    ///
+    /// # Errors
+    /// When STS refuses the role, or there is no token that the kubelet could use from now on.
+    pub async fn token_for_web_identity(
+        &self,
+        source: &TokenSource,
+        role: &RoleArn,
+        web_identity: &SecretString,
+    ) -> Result<Token, Refusal> {
+        let fetch = async {
+            let reader = Reader::default();
+            let config = config::load::load(&self.identity.environment, &reader).await?;
+            let home = self.home_region(&config)?;
+            let context = self.context(&config, &reader, home.as_ref().or(Some(&source.region))).await?;
+            let origin = "the service account's token";
+            let obtained = sts::exchange(context, web_identity.expose_secret(), role, None, origin).await;
+            let obtained = obtained.map_err(|refusal| refusal.of_source(origin))?;
+            self.fetch_with(source, &config, &obtained).await
+        };
+        contained("fetching a token for a service account", Box::pin(fetch)).await
+    }
+
     async fn load_http(&self) -> Result<&Http, TrustError> {
         self.http.get_or_try_init(|| Http::load(&self.identity.trust, self.proxies.clone())).await
     }
@@ -298,15 +321,25 @@ impl Ecr {
             let context = self.context(config, &caller.reader, Some(region)).await?;
             obtained = sts::assume(context, role, None, None, &obtained).await?;
         }
-        let http = self.http().await?;
-        let token = match source.endpoint {
-            Endpoint::Private { fips, dual_stack } => {
-                private_token(http, config, &source.region, &obtained, (fips, dual_stack)).await
-            }
-            Endpoint::Public => public_token(http, config, &source.region, &obtained).await,
-        }?;
+        let token = self.fetch_with(source, config, &obtained).await?;
         self.identity.last_used.note(source, &obtained);
         Ok(token)
+    }
+
+    /// Fetches a token with these credentials.
+    async fn fetch_with(
+        &self,
+        source: &TokenSource,
+        config: &Config,
+        obtained: &Obtained,
+    ) -> Result<Token, Refusal> {
+        let http = self.http().await?;
+        match source.endpoint {
+            Endpoint::Private { fips, dual_stack } => {
+                private_token(http, config, &source.region, obtained, (fips, dual_stack)).await
+            }
+            Endpoint::Public => public_token(http, config, &source.region, obtained).await,
+        }
     }
 }
 

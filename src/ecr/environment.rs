@@ -60,6 +60,24 @@ impl Environment {
         names.iter().find_map(|name| Some((*name, self.get(name)?)))
     }
 
+    /// The variables that can be written down, with their values, and the names of those that hold secrets. `HOME` is in
+    /// neither list: another process has its own.
+    #[must_use]
+    pub fn without_secrets(&self) -> (Vec<(String, String)>, Vec<String>) {
+        // A proxy's URL may hold a password, and the id of a key is of no use without its secret.
+        let is_secret = |name: &str, value: &str| {
+            SECRETS.contains(&name) || name == "AWS_ACCESS_KEY_ID" || value.contains('@')
+        };
+        let mut lists = (Vec::new(), Vec::new());
+        for (name, value) in self.0.iter().filter(|(name, _)| *name != "HOME") {
+            match value.expose_secret() {
+                value if is_secret(name, value) => lists.1.push(name.clone()),
+                value => lists.0.push((name.clone(), value.to_owned())),
+            }
+        }
+        lists
+    }
+
     /// A variable's value as a path.
     #[must_use]
     pub fn path(&self, name: &str) -> Option<PathBuf> {

@@ -296,6 +296,16 @@ pub fn is_ecr_host(key: &str) -> bool {
     read_host(key).is_ok()
 }
 
+/// Patterns for every host of ECR in every partition and region, as the kubelet matches them.
+#[must_use]
+pub fn every_host() -> Vec<String> {
+    let forms = [("dkr.ecr", &SUFFIXES[..]), ("dkr.ecr-fips", &SUFFIXES), ("dkr-ecr", &DUAL_STACK_SUFFIXES)];
+    let forms = forms.into_iter().chain([("dkr-ecr-fips", &DUAL_STACK_SUFFIXES[..])]);
+    let private = forms
+        .flat_map(|(middle, suffixes)| suffixes.iter().map(move |suffix| format!("*.{middle}.*.{suffix}")));
+    private.chain(PUBLIC_HOSTS.map(str::to_owned)).collect()
+}
+
 /// The host that an answer of ECR names as its `proxyEndpoint`: a bare `host[:port]`, in lower case. Nothing that is more
 /// than a host is taken. Whether it is a registry of ECR is another question: see [`is_registry_in`].
 #[must_use]

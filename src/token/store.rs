@@ -12,6 +12,7 @@ use crate::ecr::token::{AuthorizationToken, Token};
 use crate::settings::Settings;
 use crate::time::schedule::Life;
 use jiff::Timestamp;
+use secrecy::SecretString;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -98,10 +99,34 @@ impl TokenStore {
     /// The token for a request that an auth file holds: an entry of ours, from the same source, that is good at `now`. Of
     /// several files' tokens the one that expires last.
     pub async fn remembered(&self, request: &TokenRequest, now: Timestamp) -> Option<Token> {
+        let request = request.clone();
+        self.best_of_files(move |parsed, ledger| remembered_in(parsed, ledger, &request, now)).await
+    }
+
+    /// The token of a source that an auth file holds under any key: an entry of ours that is good at `now`. Of several tokens the
+    /// one that expires last.
+    pub async fn remembered_of(&self, source: &TokenSource, now: Timestamp) -> Option<Token> {
+        let source = source.clone();
+        let of_source = move |parsed: &Parsed<'_>, ledger: &Ledger| {
+            let good = ledger.entries.iter().filter(|(_, record)| is_good(record, &source, now));
+            good.filter_map(|(key, record)| token(parsed, key, record)).max_by_key(|token| token.expires_at)
+        };
+        self.best_of_files(of_source).await
+    }
+
+    /// The token that expires last of those that `find` finds in the auth files.
+    async fn best_of_files(
+        &self,
+        find: impl Fn(&Parsed<'_>, &Ledger) -> Option<Token> + Clone + Send + 'static,
+    ) -> Option<Token> {
         let mut reads = JoinSet::new();
         for file in self.auth_files.clone() {
-            let request = request.clone();
-            reads.spawn_blocking(move || remembered_in(&file, &request, now));
+            let find = find.clone();
+            reads.spawn_blocking(move || {
+                let bytes = file.read().ok().flatten()?;
+                let parsed = parse::parse(&bytes).ok()?;
+                find(&parsed, parsed.document.ledger()?)
+            });
         }
         let mut best: Option<Token> = None;
         // A file that cannot be read in time is left out.
@@ -127,6 +152,22 @@ impl TokenStore {
         let late = |_| Err(unanswered(&format!("ECR gave no token for {source}"), ATTEMPT));
         timeout(ATTEMPT, Box::pin(attempt)).await.unwrap_or_else(late)
     }
+
+    /// Fetches a token as the role that a web identity token opens, without any credentials of the node. One attempt, of 40 s at
+    /// most. The token is not stored.
+    ///
+    /// # Errors
+    /// When there is no token to use.
+    pub async fn fetch_for_web_identity(
+        &self,
+        source: &TokenSource,
+        role: &RoleArn,
+        web_identity: &SecretString,
+    ) -> Result<Token, Refusal> {
+        let attempt = async { self.connect()?.token_for_web_identity(source, role, web_identity).await };
+        let late = |_| Err(unanswered(&format!("there was no token for {role}"), ATTEMPT));
+        timeout(ATTEMPT, Box::pin(attempt)).await.unwrap_or_else(late)
+    }
 }
 
 /// Fetches a token as a caller whose credentials are known. Where no registry was asked for, the answer must name one.
@@ -147,13 +188,15 @@ pub fn unanswered(what: &str, limit: Duration) -> Refusal {
     Refusal::Unavailable { reason: format!("{what} within {} s", limit.as_secs()) }
 }
 
-fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Option<Token> {
-    let bytes = file.read().ok().flatten()?;
-    let parsed = parse::parse(&bytes).ok()?;
-    let ledger = parsed.document.ledger()?;
+fn remembered_in(
+    parsed: &Parsed<'_>,
+    ledger: &Ledger,
+    request: &TokenRequest,
+    now: Timestamp,
+) -> Option<Token> {
     let token = |key: &String| {
         let record = ledger.entries.get(key)?;
-        token(&parsed, key, record).filter(|_| is_good(record, request, now))
+        token(parsed, key, record).filter(|_| is_good(record, &request.source, now))
     };
     if request.keys.is_empty() {
         return default_entry(ledger, request).and_then(token);
@@ -166,9 +209,9 @@ fn remembered_in(file: &AuthFile, request: &TokenRequest, now: Timestamp) -> Opt
     tokens.all(is_same).then_some(first)
 }
 
-fn is_good(record: &Record, request: &TokenRequest, now: Timestamp) -> bool {
+fn is_good(record: &Record, source: &TokenSource, now: Timestamp) -> bool {
     let life = Life { fetched_at: record.fetched_at, expires_at: record.expires_at };
-    record.source == request.source.to_string() && life.is_good(now) && record.is_believable(now)
+    record.source == source.to_string() && life.is_good(now) && record.is_believable(now)
 }
 
 /// The entry that was written when no registry was asked for. There is one at most; entries of registries that were asked

@@ -156,6 +156,9 @@ fn a_subcommand_lists_only_the_options_that_it_uses() {
     assert_eq!(listed("status"), [&status[..], &log].concat());
     assert_eq!(listed("link"), [&["auth-file", "undo", "watch", "dry-run"][..], &log].concat());
     assert_eq!(listed("completion"), [""; 0]);
+    let aws = ["region", "role-arn", "aws-credentials-dir", "roles-anywhere"];
+    let provider = ["print-config", "token-audience", "auth-file", "registry"];
+    assert_eq!(listed("credential-provider"), [provider, aws].concat());
     let secrets = ["no-auth-file", "pull-secret", "pull-secret-selector", "pull-secret-name"];
     assert_eq!(
         listed("remove"),

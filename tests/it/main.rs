@@ -9,6 +9,7 @@ mod clock;
 mod cluster;
 mod containers_image;
 mod crash;
+mod credential_provider;
 mod credentials;
 mod crowd;
 mod daemon;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts of the program, lowest first. Each may use the parts before it, and no other.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     "time",
     "docker_config",
     "report",
@@ -17,6 +17,7 @@ const LAYERS: [&str; 17] = [
     "startup_taint",
     "settings",
     "token",
+    "credential_provider",
     "round",
     "inspect",
     "agent",
@@ -26,13 +27,14 @@ const LAYERS: [&str; 17] = [
 ];
 
 /// Parts that may use less than their layer allows.
-const MUST_NOT_USE: [(&str, &[&str]); 7] = [
+const MUST_NOT_USE: [(&str, &[&str]); 8] = [
     ("time", &["crate::"]),
     ("docker_config", &["crate::"]),
     ("auth_file", &["aws_", "crate::ecr"]),
     ("pull_secret", &["aws_", "crate::ecr", "crate::auth_file"]),
     ("ecr", &["crate::docker_config"]),
     ("settings", &["clap"]),
+    ("credential_provider", &["crate::settings", "crate::token", "crate::auth_file", "crate::pull_secret"]),
     ("inspect", &["aws_"]),
 ];
 
@@ -40,7 +42,8 @@ const MUST_NOT_USE: [(&str, &[&str]); 7] = [
 const ANY_MAY_USE: &str = "crate::time::schedule";
 
 /// Modules that decide. They do no I/O; time and chance are arguments.
-const PURE: [&str; 29] = [
+const PURE: [&str; 30] = [
+    "src/credential_provider",
     "src/docker_config",
     "src/report/redact.rs",
     "src/agent/source_state.rs",

@@ -63,6 +63,21 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
     }
     remember(token);
     let role = role_arn(role)?;
+    exchange(context, token, &role, session_name.as_deref(), origin).await
+}
+
+/// Exchanges a web identity token, which is at hand, for credentials of a role. `origin` says where both come from.
+///
+/// # Errors
+/// When STS refuses the token, or cannot be reached.
+pub async fn exchange(
+    context: Context<'_>,
+    token: &str,
+    role: &RoleArn,
+    session_name: Option<&str>,
+    origin: &str,
+) -> Result<Obtained, Refusal> {
+    remember(token);
     let region = region(context)?;
     let (sdk, service) =
         sdk_config(context.http, context.config, Service::Sts, region, None, (false, false))?;
@@ -72,14 +87,14 @@ pub async fn web_identity(context: Context<'_>, identity: &WebIdentity) -> Resul
     let answer = aws_sdk_sts::Client::new(&sdk)
         .assume_role_with_web_identity()
         .role_arn(role.as_str())
-        .role_session_name(session_name.as_deref().unwrap_or(context.session_name))
+        .role_session_name(session_name.unwrap_or(context.session_name))
         .web_identity_token(token)
         .send()
         .await;
     let call = Call { service: &service, needs: &needs };
     let answer = answer.map_err(|error| refusal(&error, &call, clock::now()))?;
     let credentials = answer.credentials.ok_or(AnswerError::NoRoleCredentials)?;
-    obtained(&credentials, answer.assumed_role_user, origin.clone())
+    obtained(&credentials, answer.assumed_role_user, origin.to_owned())
 }
 
 /// The role that a variable or a profile names.
