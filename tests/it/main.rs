@@ -27,6 +27,7 @@ mod migration;
 mod needs;
 mod node;
 mod oracle;
+mod plugin_oracle;
 mod pull_secret;
 mod races;
 mod readers;

@@ -41,6 +41,8 @@ pub enum Need {
     ApiServer,
     /// The kubelet's lookup of credentials as programs, as `tests/kubernetes/build` makes them.
     Oracle,
+    /// The kubelet's plugins as programs, as `tests/kubernetes/build` makes them.
+    PluginOracle,
     /// The lookup of credentials that CRI-O and podman share as a program, as `tests/kubernetes/build` makes it.
     ContainersImage,
     /// `aws`, the AWS CLI.
@@ -102,6 +104,7 @@ impl Need {
             }
             Self::ApiServer => crate::cluster::is_here(),
             Self::Oracle => crate::oracle::is_here(),
+            Self::PluginOracle => crate::plugin_oracle::is_here(),
             Self::ContainersImage => crate::containers_image::is_here(),
             Self::AwsCli => works("aws", &["--version"]),
             Self::SigningHelper => works("rolesanywhere-credential-helper", &["version"]),

@@ -14,7 +14,7 @@ pub const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 /// An entry of somebody else's, as docker writes it.
 pub const FOREIGN: &str =
     "{\n\t\"auths\": {\n\t\t\"registry.example.com\": {\n\t\t\t\"auth\": \"dXNlcjpwYXNz\"\n\t\t}\n\t}\n}";
-const PROGRAM: &str = env!("CARGO_BIN_EXE_ecr-node-agent");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_ecr-node-agent");
 
 /// The world around one run of the program.
 pub struct Node {

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The modules under `tests/kubernetes`: the oldest kubelet and the newest.
-const VERSIONS: [&str; 2] = ["v1.29", "v1.37"];
+pub const VERSIONS: [&str; 2] = ["v1.29", "v1.37"];
 const CASES: u32 = 100_000;
 const SEED: u64 = 20_261_124;
 
@@ -188,7 +188,7 @@ fn sorted(mut credentials: Vec<(String, String)>) -> Vec<(String, String)> {
     credentials
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "test code")]
     let seed = std::env::var("ECR_NODE_AGENT_SEED");
     seed.map_or(SEED, |seed| seed.parse().expect("ECR_NODE_AGENT_SEED is no number"))
