@@ -67,6 +67,8 @@ pub enum Command {
         kubelet: Kubelet,
         /// The path by which the agent knows the kubelet's first auth file: another one in the linked layout.
         auth_file: PathBuf,
+        /// The file or directory that configures the kubelet's plugins; `None` to look at the usual paths.
+        plugin_config: Option<PathBuf>,
         /// The images.
         images: Vec<Image>,
         /// How to print it.

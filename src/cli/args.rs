@@ -381,6 +381,10 @@ pub(super) struct ExplainArgs {
     /// The kubelet's working directory.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(super) kubelet_working_dir: PathBuf,
+    /// The kubelet's `--image-credential-provider-config`, a file or a directory. [default: that of k3s, RKE2, kOps or EKS, if
+    /// there is one]
+    #[arg(long, value_name = "PATH")]
+    pub(super) kubelet_plugin_config: Option<PathBuf>,
     /// Also ask the registry of each image, with each credential in the kubelet's order, and print its answers. Proxies and
     /// private CAs come from the same variables as for AWS.
     #[arg(long)]

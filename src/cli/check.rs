@@ -219,6 +219,8 @@ fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), Us
     absolute("--kubelet-home", home.as_ref())?;
     absolute("--kubelet-working-dir", Some(&working_dir))?;
     let kubelet = Kubelet { auth_file, working_dir, home };
+    let plugin_config = args.kubelet_plugin_config;
+    absolute("--kubelet-plugin-config", plugin_config.as_ref())?;
     let environment = aws::environment();
     let verify = args.verify.then(|| Verify {
         trust: aws::trust(&environment),
@@ -226,7 +228,7 @@ fn explain(found: Found<'_>, args: ExplainArgs) -> Result<(Command, LogArgs), Us
         plain_http: args.plain_http,
     });
     let (auth_file, images, output) = (file.path, args.images, args.output.output);
-    Ok((Command::Explain { kubelet, auth_file, images, output, verify }, args.log))
+    Ok((Command::Explain { kubelet, auth_file, plugin_config, images, output, verify }, args.log))
 }
 
 fn absolute(option: &'static str, path: Option<&PathBuf>) -> Result<(), UsageError> {

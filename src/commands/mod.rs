@@ -8,7 +8,7 @@ mod once;
 use crate::agent;
 use crate::ecr::http::registries::{Registries, SetupError};
 use crate::inspect::visibility::Visibility;
-use crate::inspect::{explain, explain_text, status_text};
+use crate::inspect::{explain, explain_text, plugins, status_text};
 use crate::report::exit::{ExitStatus, failed};
 use crate::round::{Round, log_published, print_plan};
 use crate::settings::Command;
@@ -43,10 +43,11 @@ pub fn run(command: Command) -> ExitStatus {
             Ok(()) => ExitStatus::Done,
             Err(error) => failed(&error, ExitStatus::Unexpected),
         },
-        Command::Explain { kubelet, auth_file, images, output, verify } => {
+        Command::Explain { kubelet, auth_file, plugin_config, images, output, verify } => {
             let now = clock::now();
             let search = explain::look(&kubelet, &auth_file, &Visibility::of_this_process());
-            let mut explanation = explain::explain(kubelet, search, images, now);
+            let plugins = plugins::look(plugin_config.as_deref());
+            let mut explanation = explain::explain(kubelet, search, plugins, images, now);
             let verified = verify.map_or(Ok(()), |verify| {
                 let http = runtime.block_on(Registries::load(&verify.trust, &verify.environment))?;
                 runtime.block_on(explain::verify(&mut explanation, &http, verify.plain_http));

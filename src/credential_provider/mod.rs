@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod decide;
+pub mod kubelet_config;
 pub mod protocol;

@@ -65,6 +65,12 @@ pub fn matches(glob: &str, name: &str) -> bool {
     }
 }
 
+/// Whether the kubelet can use a text as a key, with or without globs, or whether it is no URL.
+#[must_use]
+pub fn is_key(text: &str) -> bool {
+    Location::parse(text.as_bytes()).is_some()
+}
+
 /// Why the key is not for the target; `None` if it is.
 pub(super) fn mismatch(key: &Location, target: &Location) -> Option<Mismatch> {
     let (host, port) = key.host_and_port();

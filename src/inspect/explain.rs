@@ -2,8 +2,10 @@
 //!
 //! [`look`] reads the files, [`explain`] is a pure function of their content, and [`verify`] asks the registries.
 
+use super::plugins::Plugins;
 use super::visibility::Visibility;
 use crate::auth_file::read_place;
+use crate::credential_provider::kubelet_config::Provider;
 use crate::docker_config::entry::Credentials;
 use crate::docker_config::image::Image;
 use crate::docker_config::key::visible;
@@ -26,6 +28,8 @@ pub struct Explanation {
     pub kubelet: Kubelet,
     /// The files.
     pub search: Search,
+    /// The kubelet's plugins; `None` if no configuration of plugins was found.
+    pub plugins: Option<Plugins>,
     /// The images, in the order in which they were given.
     pub images: Vec<ImageExplanation>,
 }
@@ -51,6 +55,8 @@ pub struct ImageExplanation {
     pub not_tried: Vec<NotTried>,
     /// How many more entries do not match: `not_tried` lists 1,000 at most.
     pub more_not_tried: usize,
+    /// The names of the plugins that the kubelet asks besides, in its order.
+    pub plugins: Vec<String>,
     /// Whether nothing matched, so that Docker Hub's entry is tried instead.
     pub is_docker_hub_default: bool,
     /// What the registry answered; `None` if it was not asked.
@@ -104,13 +110,20 @@ impl State {
 }
 
 impl ImageExplanation {
-    /// Whether one of its credentials may work, or, if the registry was asked, does.
+    /// Whether one of its credentials may work, or, if the registry was asked, does. A plugin may have one, with which the
+    /// registry is not asked.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         match &self.verification {
             Some(verification) => verification.with.iter().any(|answers| answers.meaning.is_good()),
-            None => self.tried.iter().any(|tried| tried.state.is_usable()),
+            None => self.has_usable_entry() || !self.plugins.is_empty(),
         }
+    }
+
+    /// Whether a credential in the file may work.
+    #[must_use]
+    pub fn has_usable_entry(&self) -> bool {
+        self.tried.iter().any(|tried| tried.state.is_usable())
     }
 }
 
@@ -173,11 +186,19 @@ pub fn look(kubelet: &Kubelet, auth_file: &Path, visibility: &Visibility) -> Sea
 
 /// What the kubelet would do for each image.
 #[must_use]
-pub fn explain(kubelet: Kubelet, search: Search, images: Vec<Image>, now: Timestamp) -> Explanation {
+pub fn explain(
+    kubelet: Kubelet,
+    search: Search,
+    plugins: Option<Plugins>,
+    images: Vec<Image>,
+    now: Timestamp,
+) -> Explanation {
     let nothing = Keyring::default();
     let keyring = search.used().unwrap_or(&nothing);
-    let images = images.into_iter().map(|image| explain_image(keyring, image, now)).collect();
-    Explanation { kubelet, search, images }
+    let providers =
+        plugins.as_ref().and_then(|plugins| plugins.providers.as_deref().ok()).unwrap_or_default();
+    let images = images.into_iter().map(|image| explain_image(keyring, providers, image, now)).collect();
+    Explanation { kubelet, search, plugins, images }
 }
 
 /// Asks the registry of each image, with each credential in the kubelet's order.
@@ -188,7 +209,15 @@ pub async fn verify(explanation: &mut Explanation, http: &Registries, plain_http
     }
 }
 
-fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplanation {
+fn explain_image(
+    keyring: &Keyring,
+    providers: &[Provider],
+    image: Image,
+    now: Timestamp,
+) -> ImageExplanation {
+    let name = image.repository();
+    let plugins = providers.iter().filter(|provider| provider.serves(&name));
+    let plugins = plugins.map(|provider| provider.name.clone()).collect();
     let LookUp { tried, passed_over, more_passed_over: more_not_tried, as_default } = keyring.look_up(&image);
     let is_one_of_several =
         |entry: &Entry| tried.iter().filter(|other| entry.is_filed_with(other)).count() > 1;
@@ -211,6 +240,7 @@ fn explain_image(keyring: &Keyring, image: Image, now: Timestamp) -> ImageExplan
         tried,
         not_tried,
         more_not_tried,
+        plugins,
         is_docker_hub_default: as_default,
         verification: None,
     }

@@ -1,11 +1,14 @@
 //! `explain --output json`. `docs/schema/explain.json` describes it.
 
 use super::explain::{Explanation, ImageExplanation, State, Tried};
+use super::plugins::Plugins;
 use super::registry::answer::Answers;
 use super::registry::challenge::Challenge;
 use super::registry::client::Verification;
+use crate::credential_provider::kubelet_config::Provider;
 use crate::docker_config::matching::Mismatch;
 use crate::docker_config::search::{Place, Verdict};
+use crate::report::exit::chain;
 use serde_json::{Value, json};
 
 /// The version of the schema. It changes if a member goes or changes its meaning.
@@ -26,6 +29,7 @@ pub fn to_json(explanation: &Explanation) -> Value {
         },
         "read_instead": search.read_instead.as_ref().map(|path| path.display().to_string()),
         "files": search.places.iter().map(|(place, verdict)| file(place, verdict)).collect::<Vec<_>>(),
+        "plugins": explanation.plugins.as_ref().map(plugins),
         "images": explanation.images.iter().map(|explained| image(explained, is_known)).collect::<Vec<_>>(),
     })
 }
@@ -39,6 +43,15 @@ fn file(place: &Place, verdict: &Verdict) -> Value {
         Verdict::Unknown(why) => ("unknown", None, vec![why.clone()]),
     };
     json!({ "path": place.path.display().to_string(), "state": state, "entries": entries, "problems": problems })
+}
+
+fn plugins(plugins: &Plugins) -> Value {
+    let names = |providers: &Vec<Provider>| providers.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+    json!({
+        "config": plugins.config.display().to_string(),
+        "names": plugins.providers.as_ref().ok().map(names),
+        "problem": plugins.providers.as_ref().err().map(|error| chain(error)),
+    })
 }
 
 fn image(image: &ImageExplanation, is_known: bool) -> Value {
@@ -56,6 +69,7 @@ fn image(image: &ImageExplanation, is_known: bool) -> Value {
         "tried": all_tried.collect::<Vec<_>>(),
         "not_tried": not_tried.collect::<Vec<_>>(),
         "not_tried_more": image.more_not_tried,
+        "plugins": image.plugins,
     })
 }
 

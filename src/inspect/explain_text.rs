@@ -6,7 +6,7 @@ use super::registry::answer::{Answers, Meaning};
 use super::registry::challenge::Challenge;
 use super::registry::client::Verification;
 use crate::docker_config::search::Verdict;
-use crate::report::exit::{ExitStatus, failed};
+use crate::report::exit::{ExitStatus, chain, failed};
 use crate::report::output::{OutputFormat, print_json, relative};
 use jiff::Timestamp;
 use std::io::{self, Write};
@@ -63,6 +63,13 @@ fn print_text(out: &mut impl Write, explanation: &Explanation, now: Timestamp) -
             "  not checked: {path} cannot be seen from this pod; read was {own}, to which it links"
         )?;
     }
+    if let Some(plugins) = &explanation.plugins {
+        let found = match &plugins.providers {
+            Ok(providers) => providers.iter().map(|it| escaped(&it.name)).collect::<Vec<_>>().join(", "),
+            Err(error) => format!("unknown: {}", escaped(&chain(error))),
+        };
+        writeln!(out, "Plugins that {} configures: {found}", plugins.config.display())?;
+    }
     for image in &explanation.images {
         writeln!(out)?;
         print_image(out, image, search.unknown().is_none(), now)?;
@@ -82,7 +89,9 @@ fn print_image(
     }
     let name = image.image.repository();
     if image.tried.is_empty() {
-        writeln!(out, "  no entry matches {name}: the kubelet pulls without credentials")?;
+        let then =
+            if image.plugins.is_empty() { "pulls without credentials" } else { "asks its plugins only" };
+        writeln!(out, "  no entry matches {name}: the kubelet {then}")?;
     } else {
         let default =
             if image.is_docker_hub_default { " (Docker Hub's entry, since none matches)" } else { "" };
@@ -113,7 +122,17 @@ fn print_image(
     if image.more_not_tried > 0 {
         writeln!(out, "    and {} more", image.more_not_tried)?;
     }
+    if !image.plugins.is_empty() {
+        let names: Vec<_> = image.plugins.iter().map(|name| escaped(name)).collect();
+        writeln!(out, "  tried after these: the answers of the plugins {}", names.join(", "))?;
+    }
     let verdict = match (image.is_usable(), image.tried.is_empty()) {
+        (false, _) if !image.plugins.is_empty() => {
+            "unknown; the registry was not asked with the credentials of plugins"
+        }
+        (true, _) if image.verification.is_none() && !image.has_usable_entry() => {
+            "a plugin may have a credential that works"
+        }
         (true, _) if image.verification.is_some() => "a pull would work now",
         (false, false) if image.verification.is_some() => {
             "a pull would fail now; the kubelet does not try without a credential after these"

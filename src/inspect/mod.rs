@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod explain_json;
 pub mod explain_text;
+pub mod plugins;
 pub mod registry;
 pub mod status;
 pub mod status_text;

@@ -149,6 +149,55 @@ fn it_ends_well_only_with_a_usable_credential_for_every_image() {
 }
 
 #[test]
+fn the_plugins_that_the_kubelet_asks_are_named() {
+    let node = Node::new();
+    let image = format!("{HOST}/app");
+    let config = node.run(&["credential-provider", "--print-config"]).expect(0, &[]).out;
+    let other = config.replace("name: ecr-node-agent", "name: other").replace("ecr.*", "ecr.us-east-1");
+    node.write("plugins/20.yaml", &config);
+    node.write("plugins/10.yml", &other);
+    node.write("plugins/notes.txt", "not a configuration");
+    let directory = node.path("plugins");
+    let directory = directory.to_str().unwrap();
+    let plugins = ["--kubelet-plugin-config", directory];
+    let of = |report: &Value| report["images"][0]["plugins"].clone();
+
+    // Without an entry, a plugin may have a credential.
+    let asked = [&plugins[..], &[&image]].concat();
+    let run = explain(&node, &asked).expect(0, &["asks its plugins only", "a plugin may have a credential"]);
+    let first = format!("Plugins that {directory} configures: other, ecr-node-agent");
+    assert!(run.out.contains(&first), "{}", run.out);
+    assert!(
+        run.out.contains("tried after these: the answers of the plugins ecr-node-agent\n"),
+        "{}",
+        run.out
+    );
+    let report = explained(&node, 0, &asked);
+    assert_eq!(report["plugins"]["names"], json!(["other", "ecr-node-agent"]));
+    assert_eq!(of(&report), json!(["ecr-node-agent"]));
+    let both = [&plugins[..], &["123456789012.dkr.ecr.us-east-1.amazonaws.com/app"]].concat();
+    assert_eq!(of(&explained(&node, 0, &both)), json!(["other", "ecr-node-agent"]));
+    explain(&node, &[&plugins[..], &["registry.example.com/app"]].concat())
+        .expect(1, &["the kubelet pulls without credentials"]);
+
+    // The file comes first.
+    node.once(&[]).expect(0, &[]);
+    explain(&node, &asked).expect(0, &["1. ", "tried after these", "result: a credential that may work"]);
+
+    for (text, said) in [
+        ("", "the kubelet does not start with it: 10.yml is not a CredentialProviderConfig"),
+        (&config, "the provider `ecr-node-agent` is there twice"),
+        (&other.replace("0s", "1 day"), "the provider `other` has no valid `defaultCacheDuration`"),
+    ] {
+        node.write("plugins/10.yml", text);
+        explain(&node, &asked).expect(0, &["configures: unknown: ", said]);
+    }
+    assert!(explained(&node, 0, &asked)["plugins"]["problem"].is_string());
+    explain(&node, &["--kubelet-plugin-config", "/nonexistent", &image]).expect(0, &["cannot read it"]);
+    explain(&node, &["--kubelet-plugin-config", "plugins", &image]).expect(2, &["is relative"]);
+}
+
+#[test]
 fn status_warns_of_what_goes_before_ours_and_of_what_ours_hides() {
     let node = Node::new();
     node.once(&[]).expect(0, &[]);

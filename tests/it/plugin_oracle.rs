@@ -7,9 +7,11 @@ use crate::needs::{Need, all_here, tell};
 use crate::node::{HOST, Node};
 use crate::oracle::{VERSIONS, seed};
 use ecr_emulator::{Api, Fault, Options, Times};
+use ecr_node_agent::credential_provider::kubelet_config;
 use fastrand::Rng;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -142,6 +144,75 @@ fn kubelets_accept_the_printed_configuration() {
         // A judge that accepts everything would be none.
         let spoilt = printed(&node, &[]).replace("defaultCacheDuration: 0s", "defaultCacheDuration: -1s");
         assert!(kubelet.check(&json!({ "": spoilt })).contains("defaultCacheDuration"), "{version}");
+    }
+}
+
+#[test]
+fn the_newest_kubelet_judges_configurations_as_we_do() {
+    if !all_here(&[Need::PluginOracle]) {
+        return;
+    }
+    let node = Node::new();
+    let good = printed(&node, &["--token-audience", "sts.amazonaws.com"]);
+    let edits = [
+        ("name: ecr-node-agent", "name: \"\""),
+        ("name: ecr-node-agent", "name: .."),
+        ("name: ecr-node-agent", "name: a/b"),
+        ("name: ecr-node-agent", "name: a b"),
+        ("name: ecr-node-agent", "name: a.b"),
+        ("name: ecr-node-agent", "other: a"),
+        ("defaultCacheDuration: 0s", "defaultCacheDuration: 1h30m"),
+        ("defaultCacheDuration: 0s", "defaultCacheDuration: 1d"),
+        ("defaultCacheDuration: 0s", "defaultCacheDuration: .5h"),
+        ("defaultCacheDuration: 0s", "defaultCacheDuration: \"\""),
+        ("defaultCacheDuration: 0s", ""),
+        ("credentialprovider.kubelet.k8s.io/v1", "credentialprovider.kubelet.k8s.io/v1beta1"),
+        ("credentialprovider.kubelet.k8s.io/v1", "credentialprovider.kubelet.k8s.io/v2"),
+        ("kubelet.config.k8s.io/v1", "kubelet.config.k8s.io/v1beta1"),
+        ("kubelet.config.k8s.io/v1", "kubelet.config.k8s.io/v2"),
+        ("kind: CredentialProviderConfig", "kind: KubeletConfiguration"),
+        ("matchImages:", "matchImages: []\n  ignored:"),
+        ("public.ecr.aws", "public.ecr.aws/team"),
+        ("public.ecr.aws", "host with space"),
+        ("public.ecr.aws", "host:port"),
+        ("cacheType: ServiceAccount", "cacheType: Token"),
+        ("cacheType: ServiceAccount", "cacheType: token"),
+        ("cacheType: ServiceAccount", ""),
+        ("requireServiceAccount: false", ""),
+        ("requireServiceAccount: false", "requireServiceAccount: true"),
+        ("optionalServiceAccountAnnotationKeys", "requiredServiceAccountAnnotationKeys"),
+        ("eks.amazonaws.com/ecr-role-arn", "a/b/c"),
+        ("eks.amazonaws.com/ecr-role-arn", "UPPER.example/Key_1.x"),
+        ("eks.amazonaws.com/ecr-role-arn", "-a"),
+        ("serviceAccountTokenAudience: \"sts.amazonaws.com\"", "serviceAccountTokenAudience: \"\""),
+        ("providers:", "providers: []\nignored:"),
+    ];
+    let mut kubelet = Kubelet::without_plugins(VERSIONS[1]);
+    let mut counts = [0, 0];
+    // Each alone, and each two of them.
+    for (number, first) in edits.iter().enumerate() {
+        for second in &edits[number..] {
+            let config = good.replace(first.0, first.1).replace(second.0, second.1);
+            let theirs = kubelet.check(&json!({ "": config }));
+            let ours = kubelet_config::read(vec![("config.yaml".to_owned(), config.clone())]);
+            counts[usize::from(theirs.is_empty())] += 1;
+            assert_eq!(ours.is_ok(), theirs.is_empty(), "{theirs}\n{ours:?}\n{config}");
+        }
+    }
+    tell(&format!(
+        "plugin-oracle {}: {} invalid configurations, {} valid",
+        VERSIONS[1], counts[0], counts[1]
+    ));
+    assert!(counts[0] > 300 && counts[1] > 30, "{counts:?}");
+    for names in [["a.yaml", "b.json"], ["a.txt", "b.yml"], [".a.yaml", "b.yaml"], ["a.txt", "b.conf"]] {
+        let texts = [good.clone(), good.replace("name: ecr-node-agent", "name: other")];
+        let files: Vec<_> = names.map(str::to_owned).into_iter().zip(texts).collect();
+        let asked: Value = files.iter().cloned().collect::<BTreeMap<String, String>>().into_iter().collect();
+        let theirs = kubelet.check(&asked);
+        let ours = kubelet_config::read(
+            files.into_iter().filter(|(name, _)| kubelet_config::is_read(name)).collect(),
+        );
+        assert_eq!(ours.is_ok(), theirs.is_empty(), "{names:?}: {theirs} {ours:?}");
     }
 }
 

@@ -130,7 +130,10 @@ fn what_explain_prints_fits_its_schema() {
     auths.insert("a\nb".to_owned(), json!({ "username": "u" }));
     node.write("kubelet/config.json", &document.to_string());
     let auth_file = node.auth_file();
-    for more in [&[][..], &["--verify"]] {
+    node.write("plugins.yaml", &node.run(&["credential-provider", "--print-config"]).out);
+    let plugins = node.path("plugins.yaml");
+    let plugins = ["--kubelet-plugin-config", plugins.to_str().unwrap()];
+    for more in [&[][..], &["--verify"], &plugins, &["--kubelet-plugin-config", "/nonexistent"]] {
         let command = ["explain", "--output", "json", "--auth-file", auth_file.to_str().unwrap()];
         let images = [format!("{registry}/app"), "registry.example.com/app".to_owned()];
         let run = node.run(&[&command, more, &[&*images[0], &*images[1]]].concat());

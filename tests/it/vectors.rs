@@ -20,7 +20,7 @@ const KUBELET: &str = include_str!("../vectors/kubelet.json");
 const PEERS: &str = include_str!("../vectors/peers.json");
 
 /// The kubelet's cases of some groups.
-fn kubelet(groups: &[&str]) -> Vec<Value> {
+pub fn kubelet(groups: &[&str]) -> Vec<Value> {
     let all: Vec<Value> = serde_json::from_str(KUBELET).unwrap();
     let cases: Vec<Value> =
         all.into_iter().filter(|case| groups.contains(&case["group"].as_str().unwrap())).collect();
