@@ -28,6 +28,7 @@ mod needs;
 mod node;
 mod oracle;
 mod plugin_oracle;
+mod plugin_peer;
 mod plugin_vectors;
 mod pull_secret;
 mod races;

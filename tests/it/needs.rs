@@ -43,6 +43,8 @@ pub enum Need {
     Oracle,
     /// The kubelet's plugins as programs, as `tests/kubernetes/build` makes them.
     PluginOracle,
+    /// AWS's plugin of the kubelet, as `tests/kubernetes/build` makes it.
+    EcrCredentialProvider,
     /// The lookup of credentials that CRI-O and podman share as a program, as `tests/kubernetes/build` makes it.
     ContainersImage,
     /// `aws`, the AWS CLI.
@@ -105,6 +107,7 @@ impl Need {
             Self::ApiServer => crate::cluster::is_here(),
             Self::Oracle => crate::oracle::is_here(),
             Self::PluginOracle => crate::plugin_oracle::is_here(),
+            Self::EcrCredentialProvider => crate::plugin_peer::is_here(),
             Self::ContainersImage => crate::containers_image::is_here(),
             Self::AwsCli => works("aws", &["--version"]),
             Self::SigningHelper => works("rolesanywhere-credential-helper", &["version"]),
