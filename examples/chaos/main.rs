@@ -118,6 +118,9 @@ fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
         for promise in &broken {
             println!("BROKEN: {promise}");
         }
+        if !broken.is_empty() {
+            println!("the files and the agents' log stay in {}", root.keep().display());
+        }
         Ok(broken.len())
     })
 }
