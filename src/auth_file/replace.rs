@@ -396,11 +396,13 @@ fn is_unsupported(errno: Errno) -> bool {
     matches!(errno, Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)
 }
 
-/// Whether the displaced file is the previous one, with the same content and attributes, and no program has it open for
-/// writing. Times do not count: the rename has changed them.
+/// Whether the displaced file is the previous one, with the same content, attributes and time of modification, and no program
+/// has it open for writing. The time counts, since a program may write the same bytes again before it comes to its change. The
+/// change time does not count: the rename has set it.
 fn is_as_read(displaced: &FileStat, previous: Previous<'_>) -> bool {
     let before = previous.stat;
-    let attributes = |stat: &FileStat| (stat.st_mode, stat.st_uid, stat.st_gid);
+    let attributes =
+        |stat: &FileStat| (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec);
     let is_unchanged = |stat: &FileStat| is_same(stat, before) && attributes(stat) == attributes(before);
     is_unchanged(displaced)
         && has_content(previous.file, previous.bytes)

@@ -78,9 +78,14 @@ const RACES: [Race; 6] = [
 
 /// Starts a command of the program with one system call slowed down.
 fn slowed(node: &Node, command: &[&str], inject: &str) -> Child {
+    slowed_under(&[], node, command, inject)
+}
+
+/// As [`slowed`], by a wrapper that becomes `strace`.
+fn slowed_under(wrapper: &[&str], node: &Node, command: &[&str], inject: &str) -> Child {
     let log = node.path("strace.log");
     let inject = format!("inject={inject}");
-    let wrapper = ["strace", "-f", "-o", log.to_str().unwrap(), "-e", &inject];
+    let wrapper = [wrapper, &["strace", "-f", "-o", log.to_str().unwrap(), "-e", &inject]].concat();
     let auth_file = node.auth_file();
     let arguments = [command, &["--auth-file", auth_file.to_str().unwrap()]].concat();
     let mut command = node.command(&wrapper, &arguments);
@@ -120,6 +125,30 @@ fn a_change_between_reading_and_replacing_is_not_lost() {
         node.assert_latest_token(HOST);
         assert_eq!(node.names(), ["config.json"], "another program {}", race.what);
     });
+}
+
+#[test]
+fn a_program_that_begins_with_the_same_bytes_is_noticed_where_it_cannot_be_seen() {
+    if !all_here(&[Need::Strace, Need::Root]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    settle(&node);
+    // The agent cannot look at the processes of a root with this capability.
+    let hidden = ["setpriv", "--bounding-set=-sys_ptrace"];
+    let run = slowed_under(&hidden, &node, &["--once"], "renameat2:delay_enter=5000000:when=1");
+    let log = || fs::read_to_string(node.path("strace.log")).unwrap_or_default();
+    // The last look at the file before that is over.
+    wait_for("the exchange", || log().contains("renameat2("));
+    let mut file = fs::File::options().write(true).open(node.auth_file()).unwrap();
+    std::io::Write::write_all(&mut file, &FOREIGN.as_bytes()[..1]).unwrap();
+    wait_for("the exchange back", || log().matches("renameat2(").count() >= 2);
+    std::io::Write::write_all(&mut file, &edited().as_bytes()[1..]).unwrap();
+    file.set_len(edited().len() as u64).unwrap();
+    drop(file);
+    ended(&node, run);
+    assert!(has_other(&node.auth_file()), "the edit is lost");
+    node.assert_latest_token(HOST);
 }
 
 #[test]
