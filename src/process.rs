@@ -195,11 +195,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_gives_its_output_and_the_start_of_its_errors() {
-        let ended = shell("echo out; echo errors >&2; exit 3", LIMITS).await.unwrap();
-        assert_eq!((ended.output.bytes(), ended.errors.bytes()), (&b"out\n"[..], &b"erro"[..]));
+        let ended = shell("echo out; echo loud errors >&2; exit 3", LIMITS).await.unwrap();
+        assert_eq!((ended.output.bytes(), ended.errors.bytes()), (&b"out\n"[..], &b"loud"[..]));
         assert_eq!(ended.status.code(), Some(3));
         assert_eq!(format!("{:?}", ended.output), "Output(4 bytes)");
-        let silent = shell("echo errors >&2", Limits { errors: None, ..LIMITS }).await.unwrap();
+        let silent = shell("echo loud errors >&2", Limits { errors: None, ..LIMITS }).await.unwrap();
         assert_eq!(silent.errors.bytes(), b"");
     }
 
