@@ -9,14 +9,16 @@ use crate::programs::{
 use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Emulator, Options};
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::UNIX_EPOCH;
+use std::thread::sleep;
+use std::time::Duration;
 
 pub const SYSTEM: &str = "TLS, the system's authorities";
 const REGION: &str = "eu-west-1";
@@ -29,6 +31,10 @@ const PROVIDER_REQUEST: &str = r#"{
     "image": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:1"
 }"#;
 const SECRET: &str = "ecr-creds";
+/// How many auth files the agent updates in turn: more than a benchmark has rounds.
+const FILES: usize = 200;
+/// How long a file must not have changed before the agent does not look for programs that write it.
+const OLD: Duration = Duration::from_secs(61);
 /// A uid that no user has. `k8s-ecr-login-renew` looks for its kubeconfig in the home directory that `/etc/passwd` names, and in
 /// `HOME` only if its uid is not there.
 const NOBODY: u32 = 65532;
@@ -203,11 +209,21 @@ impl Setting {
     }
 }
 
-/// Makes a file old before each run, as it is on a node: the agent waits for the end of changes. It holds the entry of an
-/// earlier run, except before the first one.
+/// Lets a path name another file before each run, one that was not changed for some time, as on a node: the agent waits for
+/// the end of changes. Each file holds the entry of an earlier run, except before the first one.
 fn old_file(path: PathBuf) -> impl Fn() {
+    let number = Cell::new(0);
     move || {
-        File::options().append(true).open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        let file = |number: usize| path.with_extension(format!("{number}.json"));
+        let current = number.replace(number.get() + 1);
+        if current == 1 {
+            for other in 1..FILES {
+                fs::copy(file(0), file(other)).unwrap();
+            }
+            sleep(OLD);
+        }
+        fs::remove_file(&path).ok();
+        symlink(file(current % FILES), &path).unwrap();
     }
 }
 

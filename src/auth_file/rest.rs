@@ -74,7 +74,7 @@ impl Completeness {
 
 /// Whether the file can be judged. `open_for_writing` says whether a program has the file open for writing, `None` if that is
 /// not known. It is asked only where it can matter, since the answer takes time: if the file may be judged otherwise, and is
-/// not a whole document that no program has changed for as long as the agent would wait.
+/// not a whole document that no program had changed for a minute when the agent came.
 pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool>) -> Rest {
     let completeness = signs.completeness;
     // A program that has paused between two steps may pause again, and longer on a busy machine.
@@ -98,7 +98,7 @@ pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool
     // No program can have a missing file open.
     let closed = Some(false);
     let can_matter = match completeness {
-        Completeness::Whole => signs.quiet.unchanged_for < LONGEST,
+        Completeness::Whole => signs.quiet.unchanged_for < LONGEST + signs.quiet.waiting_for,
         Completeness::Missing => false,
         Completeness::Partial => true,
     };
@@ -150,6 +150,7 @@ mod tests {
             (Whole, Some(true), 59_999, 0, 0, Rest::Wait(OPEN)),
             (Whole, Some(true), 59_999, 59_999, 0, Rest::Wait(OPEN)),
             (Whole, Some(true), 59_999, 60_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 60_000, 60_000, 0, Rest::GivenUp),
             (Whole, Some(true), 60_000, 0, 0, Rest::Judge),
             (Whole, None, 200, 0, 0, Rest::Wait(ms(300))),
             (Whole, None, 500, 0, 0, Rest::Judge),
