@@ -320,10 +320,10 @@ impl AuthFiles {
         self.files.iter().filter(|state| state.scheduler.has_failed()).count()
     }
 
-    /// Whether another program keeps changing a file.
+    /// Whether another program keeps changing a file: the agent waits for its end, or slows down its repairs.
     #[must_use]
-    pub fn is_fighting(&self) -> bool {
-        self.files.iter().any(|state| state.scheduler.is_fighting())
+    pub fn is_fighting(&self, now: Now) -> bool {
+        self.files.iter().any(|state| state.fighting_since.is_some() || state.long_wait(now).is_some())
     }
 }
 
@@ -343,6 +343,11 @@ impl Span {
 }
 
 impl AuthFileState {
+    /// The wait for another program's end, if it has become long.
+    fn long_wait(&self, now: Now) -> Option<Span> {
+        self.waiting.filter(|waiting| waiting.length(now) >= LONG_WAIT)
+    }
+
     /// What fails at the moment: a write that hangs, one that failed, a long wait for other programs, a fight.
     fn failures(&self, now: Now) -> Vec<Failure> {
         let failure = |class: &str, error: String, since, next_attempt| Failure {
@@ -361,7 +366,7 @@ impl AuthFileState {
         if let Some((error, since)) = &self.failing {
             failures.push(failure(AUTH_FILE, error.clone(), *since, next));
         }
-        if let Some(waiting) = self.waiting.filter(|waiting| waiting.length(now) >= LONG_WAIT) {
+        if let Some(waiting) = self.long_wait(now) {
             let error = "another program is still changing this file; the agent waits a minute at most";
             failures.push(failure(DRIFT, error.to_owned(), waiting.since.wall, next));
         }

@@ -332,7 +332,7 @@ impl Agent {
                     &self.files,
                     now.wall,
                 ));
-                self.reports.metrics.fight(self.files.is_fighting());
+                self.reports.metrics.fight(self.files.is_fighting(now));
                 self.reports.metrics.retries(self.sources.waiting() + self.files.waiting());
                 self.reports.metrics.failing(&self.failures(now));
                 drop(answer.send(self.reports.metrics.text()));

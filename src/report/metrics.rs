@@ -207,7 +207,7 @@ impl Files {
             )?,
             fighting: maker.gauge(
                 "drift_fight",
-                "1 while another program keeps changing an auth file, and repairs are limited to one a minute.",
+                "1 while another program keeps changing an auth file, and the agent restores its entries once a minute at most.",
             )?,
         })
     }

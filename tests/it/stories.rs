@@ -256,7 +256,7 @@ fn another_program_keeps_changing_the_file() {
         scope.spawn(|| {
             while !stopped.load(Ordering::Relaxed) {
                 node.write("kubelet/config.json", FOREIGN);
-                std::thread::sleep(std::time::Duration::from_millis(200));
+                std::thread::sleep(std::time::Duration::from_millis(800));
             }
         });
         let story = Story { class: "drift", alerts: &["EcrDriftFight"] };
