@@ -9,7 +9,7 @@ use crate::pull_secret::names::{Label, Name, PullSecretArg};
 use crate::report::logging::{self, LogFormat};
 use crate::report::output::OutputFormat;
 use crate::time::cron::Schedule;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::net::SocketAddr;
@@ -409,7 +409,7 @@ pub(super) struct CredentialProviderArgs {
     /// In the printed configuration, let the kubelet (1.34 or later) send each pod's service account token with this
     /// audience, such as `sts.amazonaws.com`. A pod's role is named by the annotation `eks.amazonaws.com/ecr-role-arn` of
     /// its service account, or else by `AWS_ECR_ROLE_ARN`.
-    #[arg(long, value_name = "AUDIENCE", requires = "print_config")]
+    #[arg(long, value_name = "AUDIENCE", requires = "print_config", value_parser = NonEmptyStringValueParser::new())]
     pub(super) token_audience: Option<String>,
     /// Auth file that an agent on this node keeps; repeatable (in the variable: separated by spaces). [default:
     /// /run/ecr-node-agent/config.json and /var/lib/kubelet/config.json]

@@ -38,8 +38,7 @@ enum ProviderError {
     Write(#[source] io::Error),
 }
 
-/// Answers the request on standard input. The kubelet shows the line on standard error in the pod's event if the exit code is not
-/// zero.
+/// Answers the request on standard input. The kubelet logs the line on standard error if the exit code is not zero.
 pub(super) async fn run(settings: &Settings) -> ExitStatus {
     let Err(error) = respond(settings).await else { return ExitStatus::Done };
     // Not by the log, whose lines have a time and a level.

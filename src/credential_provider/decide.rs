@@ -98,14 +98,14 @@ pub fn is_nearly_expired(left: SignedDuration) -> bool {
     left < NEARLY_EXPIRED
 }
 
-/// How long the kubelet may cache a token that expires in `left`: half of that time, or not at all if the token has nearly
-/// expired.
+/// How long the kubelet may cache a token that expires in `left`: half of that time, but not until the token has nearly expired.
 ///
 /// A pull that starts at the end of this time still has the other half. Of a new token that is six hours, which every pull is
 /// shorter than. And the kubelet asks again early enough to learn of a new token or a new role within six hours.
 #[must_use]
 pub fn cache_duration(left: SignedDuration) -> SignedDuration {
-    if is_nearly_expired(left) { SignedDuration::ZERO } else { SignedDuration::from_secs(left.as_secs() / 2) }
+    let until_nearly_expired = left.saturating_sub(NEARLY_EXPIRED);
+    SignedDuration::from_secs((left.as_secs() / 2).min(until_nearly_expired.as_secs()).max(0))
 }
 
 /// How long to ask ECR at most. `has_other` is true if there is a token that has nearly expired. Images of ECR Public can be
@@ -207,14 +207,16 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_cached_for_half_of_its_remaining_life() {
+    fn a_token_is_cached_for_half_of_its_remaining_life_and_not_until_it_has_nearly_expired() {
         let cases = [
             // seconds left, seconds cached
             (43_200, 21_600),
             (43_201, 21_600),
             (3600, 1800),
-            (900, 450),
-            (899, 0),
+            (1800, 900),
+            (1600, 700),
+            (901, 1),
+            (900, 0),
             (1, 0),
             (0, 0),
             (-5, 0),
@@ -222,7 +224,6 @@ mod tests {
         for (left, cached) in cases {
             let left = SignedDuration::from_secs(left);
             assert_eq!(cache_duration(left).as_secs(), cached, "{left}");
-            assert_eq!(is_nearly_expired(left), cached == 0, "{left}");
         }
     }
 

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 const GROUP: &str = "credentialprovider.kubelet.k8s.io";
 /// The versions that kubelets ask in. Requests and responses are the same in all of them.
 const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
+/// The longest part of a wrong name that an error shows.
+const LONGEST_SHOWN: usize = 128;
 
 /// What the kubelet asks.
 #[derive(Debug)]
@@ -46,12 +48,10 @@ pub enum RequestError {
         column: usize,
     },
     /// An object of another kind.
-    #[error("standard input is of kind `{}`, not CredentialProviderRequest", .0.escape_debug())]
+    #[error("standard input is of kind `{0}`, not CredentialProviderRequest")]
     Kind(String),
     /// An unknown version.
-    #[error(
-        "the request has apiVersion `{}`, which is none of {GROUP}/v1, v1beta1 and v1alpha1", .0.escape_debug()
-    )]
+    #[error("the request has apiVersion `{0}`, which is none of {GROUP}/v1, v1beta1 and v1alpha1")]
     Version(String),
     /// No image in the request, or an image without a host.
     #[error("the request names no image")]
@@ -93,11 +93,11 @@ impl Request {
             redact::remember(token.expose_secret());
         }
         if fields.kind != "CredentialProviderRequest" {
-            return Err(RequestError::Kind(fields.kind));
+            return Err(RequestError::Kind(redact::redact_known(&fields.kind, LONGEST_SHOWN)));
         }
         let version = fields.api_version.strip_prefix(GROUP).and_then(|rest| rest.strip_prefix('/'));
         if !version.is_some_and(|version| VERSIONS.contains(&version)) {
-            return Err(RequestError::Version(fields.api_version));
+            return Err(RequestError::Version(redact::redact_known(&fields.api_version, LONGEST_SHOWN)));
         }
         let host = fields.image.split('/').next().unwrap_or_default();
         if host.is_empty() {

@@ -20,6 +20,34 @@ const OTHERS: [&str; 11] = [
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 ];
+/// The variables of AWS that this program reads and that hold no secret.
+const WITHOUT_SECRETS: [&str; 25] = [
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_ECR_ROLE_ARN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_ECR",
+    "AWS_ENDPOINT_URL_ECR_PUBLIC",
+    "AWS_ENDPOINT_URL_ROLESANYWHERE",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+];
 /// The variables whose whole value is a secret.
 const SECRETS: [&str; 4] =
     ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
@@ -60,13 +88,16 @@ impl Environment {
         names.iter().find_map(|name| Some((*name, self.get(name)?)))
     }
 
-    /// The variables that can be written down, with their values, and the names of those that hold secrets. `HOME` is in
-    /// neither list: another process has its own.
+    /// The variables that can be written down, with their values, and the names of those that hold secrets or may do so.
+    /// `HOME` is in neither list: another process has its own.
     #[must_use]
     pub fn without_secrets(&self) -> (Vec<(String, String)>, Vec<String>) {
-        // A proxy's URL may hold a password, and the id of a key is of no use without its secret.
+        // A URL may hold a password, and a variable of other programs anything.
+        let is_known = |name: &str| WITHOUT_SECRETS.contains(&name) || OTHERS.contains(&name);
         let is_secret = |name: &str, value: &str| {
-            SECRETS.contains(&name) || name == "AWS_ACCESS_KEY_ID" || value.contains('@')
+            !is_known(name)
+                || value.contains("://") && value.contains('@')
+                || name.to_ascii_uppercase().ends_with("_PROXY") && value.contains('@')
         };
         let mut lists = (Vec::new(), Vec::new());
         for (name, value) in self.0.iter().filter(|(name, _)| *name != "HOME") {
@@ -95,6 +126,34 @@ impl fmt::Debug for Environment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_variables_without_secrets_are_written_down() {
+        let variables = [
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ROLE_SESSION_NAME", "a@b"),
+            ("AWS_ENDPOINT_URL", "https://user:password@ecr.example"),
+            ("AWS_BEARER_TOKEN_BEDROCK", "a-token"),
+            ("AWS_SECRET_ACCESS_KEY", "a-secret"),
+            ("AWS_ACCESS_KEY_ID", "an-id"),
+            ("HTTPS_PROXY", "user:password@proxy:3128"),
+            ("NO_PROXY", "localhost"),
+            ("HOME", "/root"),
+        ];
+        let environment =
+            Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let (shown, hidden) = environment.without_secrets();
+        let shown: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(shown, ["AWS_REGION", "AWS_ROLE_SESSION_NAME", "NO_PROXY"]);
+        let expected = [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "AWS_ENDPOINT_URL",
+            "AWS_SECRET_ACCESS_KEY",
+            "HTTPS_PROXY",
+        ];
+        assert_eq!(hidden, expected);
+    }
 
     #[test]
     fn an_empty_variable_is_unset_and_others_are_not_kept() {

@@ -7,11 +7,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The configurations of distributions that set the kubelet's flag by themselves: k3s and RKE2, kOps, EKS.
-const USUAL: [&str; 3] = [
+/// The configurations of distributions that set the kubelet's flag by themselves: k3s and RKE2, kOps, EKS; and the
+/// folder of `docs/credential-provider.md`.
+const USUAL: [&str; 4] = [
     "/var/lib/rancher/credentialprovider/config.yaml",
     "/var/lib/kubelet/credential-provider.conf",
     "/etc/eks/image-credential-provider/config.json",
+    "/etc/kubernetes/credential-providers",
 ];
 
 /// The kubelet's plugins.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long one attempt may take: to find credentials (25 s at most), to assume a role, to fetch.
 const ATTEMPT: Duration = Duration::from_secs(40);
@@ -128,9 +128,10 @@ impl TokenStore {
                 find(&parsed, parsed.document.ledger()?)
             });
         }
+        let late = Instant::now() + READ;
         let mut best: Option<Token> = None;
         // A file that cannot be read in time is left out.
-        while let Ok(Some(read)) = timeout(READ, reads.join_next()).await {
+        while let Ok(Some(read)) = timeout_at(late, reads.join_next()).await {
             let token = read.ok().flatten();
             best = best.into_iter().chain(token).max_by_key(|token| token.expires_at);
         }
