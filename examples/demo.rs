@@ -49,6 +49,8 @@ fn demo() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(auth_file.parent().ok_or("no parent")?)?;
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&auth_file)?;
     file.write_all(BEFORE.as_bytes())?;
+    // The agent waits while a program has the file open for writing.
+    drop(file);
     println!(
         "A node's /var/lib/kubelet/config.json, with an entry of somebody else's:\n{}",
         redacted(&auth_file)?
