@@ -5,7 +5,8 @@
 //! deleted: if it has changed, the names are exchanged back, and the caller starts over.
 
 use super::attributes;
-use super::directory::{LockedDirectory, StepError, from_rustix, io_step, is_same, step};
+use super::directory::{LockedDirectory, Named, StepError, from_rustix, io_step, is_same, step};
+use super::memory::Stamp;
 use super::writers::{OpenWatch, is_open_for_writing};
 use crate::time::clock;
 use nix::errno::Errno;
@@ -105,14 +106,14 @@ impl LockedDirectory {
         Ok(found)
     }
 
-    /// Deletes a temporary file that a killed run has left.
+    /// Deletes a temporary file.
     ///
     /// # Errors
     /// If it is still there afterwards.
     pub(super) fn delete_leftover(&self, leftover: &OsStr) -> Result<(), StepError> {
         match unlinkat(self.handle(), leftover, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(step("remove the temporary file that an earlier run left")(errno)),
+            Err(errno) => Err(step("remove the temporary file")(errno)),
         }
     }
 
@@ -130,16 +131,13 @@ impl LockedDirectory {
     ) -> Result<(), ReplaceError> {
         let temporary = self.temporary_name(name, NEW);
         let written = self.write(&temporary, bytes, previous, mode).map_err(ReplaceError::Untouched);
-        let replaced = written.and_then(|()| match previous {
+        self.put_in_place(&temporary, written, |made| match previous {
             None => self.place(&temporary, name),
+            Some(previous) if !self.is_unchanged(name, previous.stat) => Err(ReplaceError::Changed),
             Some(previous) => {
-                if !self.is_unchanged(name, previous.stat) {
-                    return Err(ReplaceError::Changed);
-                }
-                self.exchange(&temporary, name, |displaced| is_as_read(displaced, previous))
+                self.exchange(&temporary, name, made, |displaced| is_as_read(displaced, previous))
             }
-        });
-        self.settle(&temporary, replaced)
+        })
     }
 
     /// Deletes `name`, if it is still as it was read.
@@ -169,17 +167,14 @@ impl LockedDirectory {
             errno => ReplaceError::Untouched(step("delete the file")(errno)),
         })?;
         if !self.look(&temporary).is_ok_and(|found| found.is_some_and(|found| is_expected(&found))) {
-            return match self.place(&temporary, name) {
-                Ok(()) => Err(ReplaceError::Changed),
-                // Another program has made a newer file meanwhile, which counts.
-                Err(ReplaceError::Changed) => self.settle(&temporary, Err(ReplaceError::Changed)),
-                Err(ReplaceError::Untouched(source)) => {
-                    Err(ReplaceError::NotPutBack { name: temporary, source })
-                }
-                Err(error) => Err(error),
-            };
+            return Err(match self.place(&temporary, name) {
+                Err(ReplaceError::Untouched(source)) => ReplaceError::NotPutBack { name: temporary, source },
+                // If another program has made a newer file meanwhile, that one stays, and this one keeps its temporary name:
+                // the next attempt makes a copy of it.
+                _ => ReplaceError::Changed,
+            });
         }
-        self.settle(&temporary, Ok(()))
+        self.finish(&temporary)
     }
 
     /// Gives the file `name` of `other` the same name here, in place of `current`, if that has the name: one file under both
@@ -197,7 +192,7 @@ impl LockedDirectory {
         let linked = linkat(other.handle(), name, self.handle(), &*temporary, AtFlags::empty())
             .map_err(step("give the file a second name"))
             .map_err(ReplaceError::Untouched);
-        self.put_in_place(&temporary, name, linked, current)
+        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current))
     }
 
     /// Puts a symlink to `target` in the place of `current`, if that has the name.
@@ -214,21 +209,40 @@ impl LockedDirectory {
         let linked = symlinkat(target, self.handle(), &*temporary)
             .map_err(step("make the symlink"))
             .map_err(ReplaceError::Untouched);
-        self.put_in_place(&temporary, name, linked, current)
+        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current))
     }
 
-    fn put_in_place(
+    fn put_over(
         &self,
         temporary: &OsStr,
         name: &OsStr,
-        made: Result<(), ReplaceError>,
+        made: &FileStat,
         current: Option<&FileStat>,
     ) -> Result<(), ReplaceError> {
-        let replaced = made.and_then(|()| match current {
+        match current {
             None => self.place(temporary, name),
-            Some(current) => self.exchange(temporary, name, |displaced| is_same(displaced, current)),
-        });
-        self.settle(temporary, replaced)
+            Some(current) => self.exchange(temporary, name, made, |displaced| is_same(displaced, current)),
+        }
+    }
+
+    /// Gives what was made under the temporary name its own name, by `put`. If that fails, it is deleted; but another
+    /// program's version that has the temporary name then stays there, and the next attempt makes a copy of it.
+    fn put_in_place(
+        &self,
+        temporary: &OsStr,
+        made: Result<(), ReplaceError>,
+        put: impl FnOnce(&FileStat) -> Result<(), ReplaceError>,
+    ) -> Result<(), ReplaceError> {
+        // Beside an error, a temporary file that stays is not worth another one: the next attempt removes it.
+        let failed = |error| {
+            self.delete_leftover(temporary).ok();
+            error
+        };
+        made.map_err(failed)?;
+        let made = self.look(temporary).map_err(ReplaceError::Untouched).map_err(failed)?;
+        let made = made.ok_or(ReplaceError::Changed)?;
+        put(&made).map_err(|error| if self.is_as_made(temporary, &made) { failed(error) } else { error })?;
+        self.finish(temporary)
     }
 
     /// Makes the directory `name`, for its owner alone, unless something has that name.
@@ -300,22 +314,23 @@ impl LockedDirectory {
         };
         match self.rename(temporary, name, RenameFlags::NOREPLACE) {
             Err(errno) if is_unsupported(errno) => {
-                // A link fails as well if the name is taken. The temporary name goes in `settle`.
+                // A link fails as well if the name is taken. The temporary name goes in `finish`.
                 linkat(self.handle(), temporary, self.handle(), name, AtFlags::empty()).map_err(failed)
             }
             renamed => renamed.map_err(failed),
         }
     }
 
-    /// Exchanges the two names. If what had `name` is not as expected, exchanges them back.
+    /// Exchanges the two names. If what had `name` is not as expected, exchanges them back. If another program changes or
+    /// deletes the new file before that, what had `name` keeps the temporary name.
     fn exchange(
         &self,
         temporary: &OsStr,
         name: &OsStr,
+        made: &FileStat,
         is_expected: impl Fn(&FileStat) -> bool,
     ) -> Result<(), ReplaceError> {
         let over = "rename the temporary file over the old one";
-        let new = self.look(temporary).map_err(ReplaceError::Untouched)?;
         let displaced = |name| self.look(name).ok().flatten();
         match self.rename(temporary, name, RenameFlags::EXCHANGE) {
             Ok(()) => {}
@@ -338,14 +353,11 @@ impl LockedDirectory {
         match self.rename(temporary, name, RenameFlags::EXCHANGE) {
             Ok(()) => {}
             // The new file was deleted, or renamed away, within that moment.
-            Err(Errno::ENOENT) => {
-                return self.place(temporary, name).and(Err(ReplaceError::Changed));
-            }
+            Err(Errno::ENOENT) => return Err(ReplaceError::Changed),
             Err(errno) => return Err(not_put_back(errno)),
         }
-        let is_new = |found: FileStat| new.is_some_and(|new| is_same(&found, &new));
-        if !displaced(temporary).is_some_and(is_new) {
-            // Within that moment a third version has come, which is the latest.
+        if !self.is_as_made(temporary, made) || self.is_being_written(temporary) {
+            // Within that moment another program has changed the new file, or replaced it. That version is the latest.
             self.rename(temporary, name, RenameFlags::EXCHANGE).map_err(not_put_back)?;
         }
         Err(ReplaceError::Changed)
@@ -364,17 +376,20 @@ impl LockedDirectory {
         now.is_some_and(|now| is_same(&now, before) && key(&now) == key(before))
     }
 
-    /// Deletes the temporary file, and makes the change durable if there is one.
-    fn settle(&self, temporary: &OsStr, replaced: Result<(), ReplaceError>) -> Result<(), ReplaceError> {
-        if let Err(ReplaceError::NotPutBack { .. }) = replaced {
-            return replaced;
-        }
-        let removed = match unlinkat(self.handle(), temporary, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(step("remove the temporary file")(errno)),
-        };
-        // Beside an earlier error, a temporary file that stays is not worth another one: the next run removes it.
-        replaced?;
+    /// Whether the temporary name has what was made there, without a change since.
+    fn is_as_made(&self, temporary: &OsStr, made: &FileStat) -> bool {
+        let found = self.look(temporary).ok().flatten();
+        found.is_some_and(|found| Stamp::of(&found) == Stamp::of(made))
+    }
+
+    /// Whether a program is known to have the file open for writing.
+    fn is_being_written(&self, name: &OsStr) -> bool {
+        matches!(self.open(name), Ok(Named::File(file, _)) if is_open_for_writing(&file) == Some(true))
+    }
+
+    /// Deletes the temporary name, and makes the change durable.
+    fn finish(&self, temporary: &OsStr) -> Result<(), ReplaceError> {
+        let removed = self.delete_leftover(temporary);
         removed.and_then(|()| self.sync()).map_err(ReplaceError::NotDurable)
     }
 

@@ -127,28 +127,73 @@ fn a_change_between_reading_and_replacing_is_not_lost() {
     });
 }
 
+/// A wrapper without the capability to look at the processes of a root that has it: the agent does not know then which
+/// programs have the file open.
+const HIDDEN: [&str; 2] = ["setpriv", "--bounding-set=-sys_ptrace"];
+
+/// How often a run under `strace` has begun the call.
+fn begun(node: &Node, call: &str) -> usize {
+    fs::read_to_string(node.path("strace.log")).unwrap_or_default().matches(call).count()
+}
+
 #[test]
-fn a_program_that_begins_with_the_same_bytes_is_noticed_where_it_cannot_be_seen() {
+fn a_program_that_has_the_file_open_is_noticed_where_it_cannot_be_seen() {
     if !all_here(&[Need::Strace, Need::Root]) {
         return;
     }
-    let node = Node::with_auth_file(FOREIGN);
-    settle(&node);
-    // The agent cannot look at the processes of a root with this capability.
-    let hidden = ["setpriv", "--bounding-set=-sys_ptrace"];
-    let run = slowed_under(&hidden, &node, &["--once"], "renameat2:delay_enter=5000000:when=1");
-    let log = || fs::read_to_string(node.path("strace.log")).unwrap_or_default();
-    // The last look at the file before that is over.
-    wait_for("the exchange", || log().contains("renameat2("));
-    let mut file = fs::File::options().write(true).open(node.auth_file()).unwrap();
-    std::io::Write::write_all(&mut file, &FOREIGN.as_bytes()[..1]).unwrap();
-    wait_for("the exchange back", || log().matches("renameat2(").count() >= 2);
-    std::io::Write::write_all(&mut file, &edited().as_bytes()[1..]).unwrap();
-    file.set_len(edited().len() as u64).unwrap();
-    drop(file);
-    ended(&node, run);
-    assert!(has_other(&node.auth_file()), "the edit is lost");
-    node.assert_latest_token(HOST);
+    // How many bytes it writes at once; they are the same as before.
+    in_parallel(&[1], |&first| {
+        let node = Node::with_auth_file(FOREIGN);
+        settle(&node);
+        let run = slowed_under(&HIDDEN, &node, &["--once"], "renameat2:delay_enter=5000000:when=1");
+        // The last look at the file before that is over.
+        wait_for("the exchange", || begun(&node, "renameat2(") == 1);
+        let mut file = fs::File::options().write(true).open(node.auth_file()).unwrap();
+        std::io::Write::write_all(&mut file, &FOREIGN.as_bytes()[..first]).unwrap();
+        wait_for("the exchange back", || begun(&node, "renameat2(") >= 2);
+        std::io::Write::write_all(&mut file, &edited().as_bytes()[first..]).unwrap();
+        file.set_len(edited().len() as u64).unwrap();
+        drop(file);
+        ended(&node, run);
+        assert!(has_other(&node.auth_file()), "the edit is lost");
+        node.assert_latest_token(HOST);
+    });
+}
+
+/// Another program edits the file before the exchange, so that its version is put back; and once more before that.
+#[test]
+fn a_second_change_while_a_version_is_put_back_loses_none_of_the_two() {
+    if !all_here(&[Need::Strace]) {
+        return;
+    }
+    in_parallel(&["edits", "deletes"], |what| {
+        let node = Node::with_auth_file(FOREIGN);
+        settle(&node);
+        let run = slowed(&node, &["--once"], "renameat2:delay_enter=2000000");
+        wait_for("the exchange", || begun(&node, "renameat2(") == 1);
+        write(&node.auth_file(), &edited());
+        wait_for("the exchange back", || begun(&node, "renameat2(") == 2);
+        if *what == "edits" {
+            let mut document = read(&node.auth_file());
+            document["auths"]["third.example.com"] = json!({});
+            write(&node.auth_file(), &document.to_string());
+        } else {
+            fs::remove_file(node.auth_file()).unwrap();
+        }
+        ended(&node, run);
+        node.assert_latest_token(HOST);
+        let document = node.document();
+        assert_eq!(
+            document["auths"]["third.example.com"].is_object(),
+            *what == "edits",
+            "{what}: {document}"
+        );
+        assert!(!has_other(&node.auth_file()), "{what}: {document}");
+        let names = node.names();
+        assert_eq!(names.len(), 2, "{what}: {names:?}");
+        assert!(names[1].starts_with("config.json.replaced-"), "{what}: {names:?}");
+        assert!(has_other(&node.path("kubelet").join(&names[1])), "{what}: the first edit is lost");
+    });
 }
 
 #[test]
