@@ -141,9 +141,9 @@ impl Memory {
         self.left == Some(Stamp::of(stat))
     }
 
-    /// The agent has written the file. `None` if it cannot be looked at.
-    pub(super) fn set_left(&mut self, stat: Option<&FileStat>) {
-        self.left = stat.map(Stamp::of);
+    /// The agent has written the file, and has left it so.
+    pub(super) fn set_left(&mut self, stamp: Option<Stamp>) {
+        self.left = stamp;
     }
 
     /// The permission bits that the file should have: those it has, but for group and others none that they did not have at

@@ -118,7 +118,8 @@ impl LockedDirectory {
     }
 
     /// Puts `bytes` in the place of `name`, whole and durable. The new file gets the attributes of the previous one and the
-    /// permission bits `mode`; without a previous one it is for its owner alone.
+    /// permission bits `mode`; without a previous one it is for its owner alone. Returns what tells the new file from any later
+    /// version.
     ///
     /// # Errors
     /// Each says whether the old file or the new one is there.
@@ -128,7 +129,7 @@ impl LockedDirectory {
         bytes: &[u8],
         previous: Option<Previous<'_>>,
         mode: u32,
-    ) -> Result<(), ReplaceError> {
+    ) -> Result<Stamp, ReplaceError> {
         let temporary = self.temporary_name(name, NEW);
         let written = self.write(&temporary, bytes, previous, mode).map_err(ReplaceError::Untouched);
         self.put_in_place(&temporary, written, |made| match previous {
@@ -192,7 +193,7 @@ impl LockedDirectory {
         let linked = linkat(other.handle(), name, self.handle(), &*temporary, AtFlags::empty())
             .map_err(step("give the file a second name"))
             .map_err(ReplaceError::Untouched);
-        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current))
+        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current)).map(drop)
     }
 
     /// Puts a symlink to `target` in the place of `current`, if that has the name.
@@ -209,7 +210,7 @@ impl LockedDirectory {
         let linked = symlinkat(target, self.handle(), &*temporary)
             .map_err(step("make the symlink"))
             .map_err(ReplaceError::Untouched);
-        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current))
+        self.put_in_place(&temporary, linked, |made| self.put_over(&temporary, name, made, current)).map(drop)
     }
 
     fn put_over(
@@ -226,13 +227,14 @@ impl LockedDirectory {
     }
 
     /// Gives what was made under the temporary name its own name, by `put`. If that fails, it is deleted; but another
-    /// program's version that has the temporary name then stays there, and the next attempt makes a copy of it.
+    /// program's version that has the temporary name then stays there, and the next attempt makes a copy of it. Returns the stamp
+    /// of what was made, taken before another program could find it.
     fn put_in_place(
         &self,
         temporary: &OsStr,
         made: Result<(), ReplaceError>,
         put: impl FnOnce(&FileStat) -> Result<(), ReplaceError>,
-    ) -> Result<(), ReplaceError> {
+    ) -> Result<Stamp, ReplaceError> {
         // Beside an error, a temporary file that stays is not worth another one: the next attempt removes it.
         let failed = |error| {
             self.delete_leftover(temporary).ok();
@@ -242,7 +244,8 @@ impl LockedDirectory {
         let made = self.look(temporary).map_err(ReplaceError::Untouched).map_err(failed)?;
         let made = made.ok_or(ReplaceError::Changed)?;
         put(&made).map_err(|error| if self.is_as_made(temporary, &made) { failed(error) } else { error })?;
-        self.finish(temporary)
+        self.finish(temporary)?;
+        Ok(Stamp::of(&made))
     }
 
     /// Makes the directory `name`, for its owner alone, unless something has that name.

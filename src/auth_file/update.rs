@@ -6,7 +6,7 @@ use super::error::AuthFileError;
 use super::exposure::{Access, exposure};
 use super::file::AuthFile;
 use super::judge::{Content, judge};
-use super::memory::Memory;
+use super::memory::{Memory, Stamp};
 use super::outcome::{Effect, Note, Outcome, PublishOptions};
 use super::plan::{Operation, Planned};
 use super::read::{MAX_SIZE, Opened, read_in};
@@ -184,15 +184,14 @@ impl AuthFile {
         if !reasons.is_empty() && !matches!(plan, Plan::Keep) {
             outcome.notes.push(self.set_aside(snapshot, reasons, options)?);
         }
-        snapshot.apply(&plan, mode, is_wider, rest).map_err(|source| match source {
+        let written = snapshot.apply(&plan, mode, is_wider, rest).map_err(|source| match source {
             ReplaceError::Untouched(step) if step.errno == Errno::EBUSY => AuthFileError::Mounted(path()),
             source => AuthFileError::Replace { path: path(), source },
         })?;
         let bytes = match &plan {
             Plan::Keep => snapshot.bytes(),
             Plan::Replace(new, _) => {
-                let written = snapshot.directory.look(&snapshot.name).ok().flatten();
-                memory.set_left(written.as_ref());
+                memory.set_left(written);
                 Some(new.as_slice())
             }
             Plan::Delete(_) => {
@@ -271,14 +270,23 @@ impl Snapshot {
         exposure(file, access(&self.directory_stat, self.directory_stat.st_mode & 0o7777), us)
     }
 
-    fn apply(&self, plan: &Plan, mode: u32, is_wider: bool, rest: Rest) -> Result<(), ReplaceError> {
+    /// Changes the file. Returns the stamp of the new one; `None` if there is none.
+    fn apply(
+        &self,
+        plan: &Plan,
+        mode: u32,
+        is_wider: bool,
+        rest: Rest,
+    ) -> Result<Option<Stamp>, ReplaceError> {
         match (plan, self.previous(rest)) {
             (Plan::Keep, Some(previous)) if is_wider => {
-                attributes::set_mode(previous.file, mode).map_err(ReplaceError::Untouched)
+                attributes::set_mode(previous.file, mode).map(|()| None).map_err(ReplaceError::Untouched)
             }
-            (Plan::Keep, _) | (Plan::Delete(_), None) => Ok(()),
-            (Plan::Replace(new, _), previous) => self.directory.replace(&self.name, new, previous, mode),
-            (Plan::Delete(_), Some(previous)) => self.directory.delete(&self.name, previous),
+            (Plan::Keep, _) | (Plan::Delete(_), None) => Ok(None),
+            (Plan::Replace(new, _), previous) => {
+                self.directory.replace(&self.name, new, previous, mode).map(Some)
+            }
+            (Plan::Delete(_), Some(previous)) => self.directory.delete(&self.name, previous).map(|()| None),
         }
     }
 }

@@ -197,6 +197,33 @@ fn a_second_change_while_a_version_is_put_back_loses_none_of_the_two() {
 }
 
 #[test]
+fn a_program_that_empties_the_file_while_the_directory_is_synced_is_waited_for() {
+    if !all_here(&[Need::Strace, Need::Root]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    settle(&node);
+    let log = node.path("strace.log");
+    let inject = "inject=fsync:delay_enter=3000000:when=2";
+    let strace = ["strace", "-f", "-o", log.to_str().unwrap(), "-e", "trace=fsync", "-e", inject];
+    let agent = node.start_under(&[&HIDDEN[..], &strace].concat(), &[]);
+    agent.wait("the sync of the directory", || begun(&node, "fsync(") == 2);
+    let mut file = fs::File::create(node.auth_file()).unwrap();
+    agent.wait_for("\"published\"", 1);
+    // A look at the file that takes it for the agent's own would come at once.
+    sleep(Duration::from_secs(4));
+    std::io::Write::write_all(&mut file, edited().as_bytes()).unwrap();
+    drop(file);
+    agent.wait("our token beside the edit", || {
+        let document =
+            fs::read(node.auth_file()).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        document
+            .is_some_and(|it| it["auths"]["other.example.com"].is_object() && it["auths"][HOST].is_object())
+    });
+    agent.stop();
+}
+
+#[test]
 fn a_change_while_the_layout_changes_is_not_lost() {
     if !all_here(&[Need::Strace]) {
         return;
