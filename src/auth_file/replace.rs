@@ -415,7 +415,8 @@ fn is_unsupported(errno: Errno) -> bool {
 }
 
 /// Whether the displaced file is the previous one, with the same content, attributes and time of modification, and no program
-/// has it open for writing. The time counts, since a program may write the same bytes again before it comes to its change. The
+/// has it open for writing. If that is not known, a program counts that has opened the file since it was read and still has it
+/// open. The time counts, since a program may write the same bytes again before it comes to its change. The
 /// change time does not count: the rename has set it.
 fn is_as_read(displaced: &FileStat, previous: Previous<'_>) -> bool {
     let before = previous.stat;
@@ -425,8 +426,8 @@ fn is_as_read(displaced: &FileStat, previous: Previous<'_>) -> bool {
     is_unchanged(displaced)
         && has_content(previous.file, previous.bytes)
         && (previous.despite_writers
-            || !previous.watch.may_have_been_opened()
-            || is_open_for_writing(previous.file) != Some(true))
+            || !previous.watch.may_be_open()
+            || is_open_for_writing(previous.file) == Some(false))
         && fstat(previous.file).is_ok_and(|stat| is_unchanged(&stat))
 }
 

@@ -105,7 +105,8 @@ pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool
     let is_to_ask = can_matter && (wait(closed).is_zero() || is_over(closed));
     let open = if is_to_ask { open_for_writing() } else { closed };
     match wait(open) {
-        Duration::ZERO => Rest::Judge,
+        // A program that opens the file again and again may have hindered the agent for so long.
+        Duration::ZERO if signs.quiet.waiting_for < LONGEST => Rest::Judge,
         _ if is_over(open) => Rest::GivenUp,
         wait => Rest::Wait(wait),
     }
@@ -157,6 +158,8 @@ mod tests {
             (Whole, Some(true), 50, 0, 0, Rest::Wait(ms(150))),
             (Whole, Some(true), 50, 5_000, 0, Rest::Wait(OPEN)),
             (Whole, None, 50, 5_000, 0, Rest::GivenUp),
+            (Whole, None, 500, 59_999, 0, Rest::Judge),
+            (Whole, None, 500, 60_000, 0, Rest::GivenUp),
             (Missing, None, 0, 0, 0, Rest::Wait(BROKEN)),
             (Missing, None, 700, 0, 0, Rest::Judge),
             (Partial, Some(false), 500, 0, 0, Rest::Wait(ms(200))),

@@ -37,7 +37,8 @@ struct OpenFile {
     inode: u64,
 }
 
-/// Notices that a program opens a file: cheap, where a look through `/proc` is not, and in a container, too.
+/// Notices that a program has opened a file and not closed it yet: cheap, where a look through `/proc` is not, and in a
+/// container, too.
 #[derive(Debug)]
 pub(super) struct OpenWatch(Option<Inotify>);
 
@@ -45,16 +46,35 @@ impl OpenWatch {
     /// Begins to watch. Openings by this process count, too, so open the file first.
     pub(super) fn new(file: &File) -> Self {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let events = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE;
         let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).and_then(|watch| {
-            watch.add_watch(path.as_str(), AddWatchFlags::IN_OPEN | AddWatchFlags::IN_MODIFY)?;
+            watch.add_watch(path.as_str(), events)?;
             Ok(watch)
         });
         Self(watch.ok())
     }
 
-    /// Whether a program has opened or changed the file since, or the kernel could not be asked.
-    pub(super) fn may_have_been_opened(&self) -> bool {
-        self.0.as_ref().is_none_or(|watch| !matches!(watch.read_events(), Err(Errno::EAGAIN)))
+    /// Whether a program has opened the file since the last call and not closed it, or has changed it, or the kernel could not
+    /// be asked. The kernel merges equal events in a row, so an opening can be missed while another program closes the file.
+    pub(super) fn may_be_open(&self) -> bool {
+        let Some(watch) = &self.0 else { return true };
+        let mut open = 0_usize;
+        loop {
+            let events = match watch.read_events() {
+                Ok(events) => events,
+                Err(errno) => return errno != Errno::EAGAIN || open > 0,
+            };
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_OPEN) {
+                    open += 1;
+                } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
+                    open = open.saturating_sub(1);
+                } else {
+                    // It was changed, or events were lost.
+                    return true;
+                }
+            }
+        }
     }
 }
 
@@ -181,14 +201,26 @@ mod tests {
     }
 
     #[test]
-    fn an_opening_is_noticed_and_reading_is_not() {
+    fn a_program_counts_from_opening_the_file_until_it_closes_it() {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let file = File::open(&path).unwrap();
         let watch = OpenWatch::new(&file);
+        let writer = || File::options().append(true).open(&path).unwrap();
         assert_eq!(io::read_to_string(&file).unwrap(), "");
-        assert!(!watch.may_have_been_opened());
-        File::options().append(true).open(&path).unwrap();
-        assert!(watch.may_have_been_opened());
+        assert!(!watch.may_be_open());
+        for _ in 0..2 {
+            assert_eq!(fs::read(&path).unwrap(), b"");
+            drop(writer());
+        }
+        assert!(!watch.may_be_open());
+        fs::read(&path).unwrap();
+        let open = writer();
+        assert!(watch.may_be_open());
+        drop(open);
+        let mut open = writer();
+        io::Write::write_all(&mut open, b"{}").unwrap();
+        drop(open);
+        assert!(watch.may_be_open(), "it has changed");
     }
 
     /// A directory like `/proc`, with this process and one more.

@@ -142,7 +142,7 @@ fn a_program_that_has_the_file_open_is_noticed_where_it_cannot_be_seen() {
         return;
     }
     // How many bytes it writes at once; they are the same as before.
-    in_parallel(&[1], |&first| {
+    in_parallel(&[0, 1], |&first| {
         let node = Node::with_auth_file(FOREIGN);
         settle(&node);
         let run = slowed_under(&HIDDEN, &node, &["--once"], "renameat2:delay_enter=5000000:when=1");
@@ -158,6 +158,21 @@ fn a_program_that_has_the_file_open_is_noticed_where_it_cannot_be_seen() {
         assert!(has_other(&node.auth_file()), "the edit is lost");
         node.assert_latest_token(HOST);
     });
+}
+
+#[test]
+fn a_reader_that_has_finished_does_not_delay_a_write_where_it_cannot_be_seen() {
+    if !all_here(&[Need::Strace, Need::Root]) {
+        return;
+    }
+    let node = Node::with_auth_file(FOREIGN);
+    settle(&node);
+    let run = slowed_under(&HIDDEN, &node, &["--once"], "renameat2:delay_enter=5000000:when=1");
+    wait_for("the exchange", || begun(&node, "renameat2(") == 1);
+    assert_eq!(fs::read_to_string(node.auth_file()).unwrap(), FOREIGN);
+    ended(&node, run);
+    assert_eq!(begun(&node, "renameat2("), 1, "the agent has started over");
+    node.assert_latest_token(HOST);
 }
 
 /// Another program edits the file before the exchange, so that its version is put back; and once more before that.
