@@ -320,6 +320,12 @@ impl AuthFiles {
         self.files.iter().filter(|state| state.scheduler.has_failed()).count()
     }
 
+    /// Whether another program is changing a file at the moment, as far as is known.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.files.iter().any(|state| state.waiting.is_some())
+    }
+
     /// Whether another program keeps changing a file: the agent waits for its end, or slows down its repairs.
     #[must_use]
     pub fn is_fighting(&self, now: Now) -> bool {

@@ -234,8 +234,8 @@ impl Agent {
         for path in self.files.newly_slow(now) {
             warn!(path = %path.display(), "a write takes long; its file system may hang");
         }
-        let is_ready = self.not_ready(now).is_empty();
-        let credentials = if is_ready {
+        let is_valid = self.not_ready(now).is_empty() && !self.files.is_changing();
+        let credentials = if is_valid {
             Credentials::Valid { repairs: self.files.repairs() }
         } else {
             Credentials::Missing

@@ -39,7 +39,7 @@ const MAX_ERROR: usize = 300;
 /// Whether the auth files hold what the kubelet needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credentials {
-    /// A registry has no valid entry.
+    /// A registry has no valid entry, or another program is changing a file.
     Missing,
     /// Every registry has a valid entry.
     Valid {
@@ -75,13 +75,18 @@ pub async fn run(
                 set(&state, StartupState::default());
                 return;
             }
-            let wait = remaining(&auth_files).await;
-            set(&state, StartupState { used_from: Some(from_now(wait)), failure: None });
-            if let Some(own) = &node {
+            loop {
+                let wait = remaining(&auth_files).await;
+                set(&state, StartupState { used_from: Some(from_now(wait)), failure: None });
+                let Some(own) = &node else { return };
                 info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
+                if wait.is_zero() {
+                    until_removed(own, &state).await;
+                    node = None;
+                    return;
+                }
+                // The file may change meanwhile, also without a repair: it is looked at once more.
                 sleep(wait).await;
-                until_removed(own, &state).await;
-                node = None;
             }
         };
         let changed = tokio::select! {
@@ -145,19 +150,27 @@ async fn remaining(auth_files: &[PathBuf]) -> Duration {
     waits.unwrap_or(kubelet_view::LONGEST)
 }
 
-/// The times that the node shows. Both are changes of the inode, which no program can set.
+/// The times that the node shows. Where a time can be moved, a mistake makes the wait longer, never shorter.
 fn evidence(auth_file: &Path) -> io::Result<Evidence> {
     // A symlink that changed shows another file from then on.
     let changed = changed(&fs::symlink_metadata(auth_file)?)?.max(changed(&fs::metadata(auth_file)?)?);
     let socket = auth_file.parent().map(|directory| directory.join(KUBELET_SOCKET));
     let socket = socket.and_then(|socket| fs::symlink_metadata(socket).ok());
-    let kubelet_started = socket.and_then(|socket| self::changed(&socket).ok());
-    Ok(Evidence { changed, kubelet_started })
+    Ok(Evidence { changed, kubelet_started: socket.and_then(|socket| made(&socket).ok()) })
 }
 
+/// When a file's inode last changed, which no program can set back.
 fn changed(metadata: &fs::Metadata) -> io::Result<Timestamp> {
     let nanoseconds = i32::try_from(metadata.ctime_nsec()).map_err(io::Error::other)?;
     Timestamp::new(metadata.ctime(), nanoseconds).map_err(io::Error::other)
+}
+
+/// When a socket was made. A new owner, mode or label changes its inode later, but not its contents; not every file system has
+/// the time of its creation.
+fn made(socket: &fs::Metadata) -> io::Result<Timestamp> {
+    let contents = Timestamp::try_from(socket.modified()?).map_err(io::Error::other)?;
+    let created = socket.created().ok().and_then(|created| Timestamp::try_from(created).ok());
+    Ok(changed(socket)?.min(contents).min(created.unwrap_or(Timestamp::MAX)))
 }
 
 fn from_now(wait: Duration) -> Timestamp {

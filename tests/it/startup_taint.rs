@@ -7,7 +7,9 @@ use crate::needs::{Need, all_here};
 use crate::node::{Node, Running};
 use crate::serve::{address, get};
 use serde_json::{Value, json};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 const TAINT: &str = "ecr-node-agent/not-ready";
 /// The service account of `golden/startup-taint.yaml`.
@@ -73,14 +75,23 @@ fn granted() -> &'static Cluster {
     cluster
 }
 
-/// Makes the socket that a kubelet makes when it starts, later than the auth file by the kernel's clock for files.
+/// Makes the socket that a kubelet makes when it starts.
 fn start_kubelet(node: &Node) {
-    let written = std::fs::metadata(node.auth_file()).unwrap();
-    let socket = "kubelet/device-plugins/kubelet.sock";
+    let socket = node.path("kubelet/device-plugins/kubelet.sock");
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    until_later(node, || {
+        drop(std::fs::remove_file(&socket));
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    });
+}
+
+/// Changes the kubelet's socket until that is later than the change of the auth file by the kernel's clock for files.
+fn until_later(node: &Node, change: impl Fn()) {
+    let time = |path| std::fs::metadata(path).map_or((0, 0), |found| (found.ctime(), found.ctime_nsec()));
+    let written = time(node.auth_file());
     loop {
-        node.write(socket, "");
-        let made = std::fs::metadata(node.path(socket)).unwrap();
-        if (made.ctime(), made.ctime_nsec()) > (written.ctime(), written.ctime_nsec()) {
+        change();
+        if time(node.path("kubelet/device-plugins/kubelet.sock")) > written {
             return;
         }
     }
@@ -101,6 +112,12 @@ fn start_with<'a>(node: &'a mut Node, cluster: &Cluster, token: &str) -> Running
     node.set("KUBERNETES_SERVICE_PORT", &cluster.port().to_string());
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_A_POD, "sh"];
     node.start_under(&wrapper, &["--listen", "127.0.0.1:0"])
+}
+
+/// How many seconds the agent has announced to wait, each time.
+fn waits(log: &str) -> Vec<u64> {
+    let waits = log.split("\"in_s\":").skip(1);
+    waits.map(|wait| wait.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()).collect()
 }
 
 #[test]
@@ -134,7 +151,11 @@ fn the_taint_stays_while_the_kubelet_may_have_cached_that_there_was_no_file() {
     let cluster = granted();
     let name = tainted_node(cluster);
     let mut node = Node::new();
-    node.write("kubelet/device-plugins/kubelet.sock", "");
+    start_kubelet(&node);
+    node.once(&[]).expect(0, &[]);
+    // As `restorecon -R` does: the socket's inode changes after the file, and the kubelet has not started again.
+    let socket = node.path("kubelet/device-plugins/kubelet.sock");
+    until_later(&node, || std::fs::set_permissions(&socket, Permissions::from_mode(0o600)).unwrap());
     let agent = start(&mut node, cluster, &name);
     agent.wait_for("will remove the startup taint", 1);
     let (code, answer) = get(&address(&agent), "/readyz");
@@ -143,10 +164,33 @@ fn the_taint_stays_while_the_kubelet_may_have_cached_that_there_was_no_file() {
         "{answer}"
     );
     assert_eq!(taints(cluster, &name), ["example.com/other", TAINT]);
-    let run = agent.stop().expect(0, &[]);
-    let (_, wait) = run.err.split_once("\"in_s\":").unwrap();
-    let wait: u64 = wait.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
-    assert!(wait > 60, "{wait}");
+    assert!(waits(&agent.stop().expect(0, &[]).err)[0] > 60);
+}
+
+#[test]
+fn a_file_that_another_program_is_changing_makes_the_taint_wait() {
+    if !all_here(&[Need::ApiServer, Need::Mounts]) {
+        return;
+    }
+    let cluster = granted();
+    let name = tainted_node(cluster);
+    let mut node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    start_kubelet(&node);
+    let (status, auth_file) = (node.path("state.json"), node.auth_file());
+    let is_refused =
+        || std::fs::read_to_string(&status).is_ok_and(|state| state.contains("\"startup_taint\""));
+    // Its pod is on another node, so the policy refuses the removal, and the agent tries again and again.
+    node.set("ECR_NODE_AGENT_STARTUP_TAINT_NODE", &name);
+    let agent = start_with(&mut node, cluster, &token(cluster, Some(&tainted_node(cluster))));
+    agent.wait("a refused removal", is_refused);
+    let content = std::fs::read_to_string(&auth_file).unwrap();
+    let mut writer = std::fs::OpenOptions::new().write(true).truncate(true).open(&auth_file).unwrap();
+    agent.wait("the end of the attempts", || !is_refused());
+    writer.write_all(content.as_bytes()).unwrap();
+    drop(writer);
+    agent.wait("the kubelet to look again", || waits(&agent.said()).last().is_some_and(|wait| *wait > 60));
+    agent.stop().expect(0, &[]);
 }
 
 #[test]
