@@ -23,8 +23,9 @@ const BROKEN_UNCERTAIN: Duration = Duration::from_secs(10);
 const PAUSES: u32 = 4;
 /// How long to wait for rest if the document is whole: a program that replaces it again and again loses nothing then.
 const LONGEST_WHOLE: Duration = Duration::from_secs(5);
-/// How long to wait for rest otherwise. A program that keeps the file open must not keep the credentials away for ever.
-const LONGEST: Duration = Duration::from_mins(1);
+/// How long to wait for rest otherwise. A program that keeps the file open must not keep the credentials away for ever. Shorter
+/// than the default of `--timeout`, so that `--once` writes in the end.
+const LONGEST: Duration = Duration::from_secs(50);
 
 /// The kubelet goes on using what it has read for so long.
 pub(super) const KUBELET_CACHE: Duration = Duration::from_mins(5);
@@ -74,7 +75,7 @@ impl Completeness {
 
 /// Whether the file can be judged. `open_for_writing` says whether a program has the file open for writing, `None` if that is
 /// not known. It is asked only where it can matter, since the answer takes time: if the file may be judged otherwise, and is
-/// not a whole document that no program had changed for a minute when the agent came.
+/// not a whole document that no program had changed for 50 seconds when the agent came.
 pub(super) fn rest(signs: &Signs, open_for_writing: impl FnOnce() -> Option<bool>) -> Rest {
     let completeness = signs.completeness;
     // A program that has paused between two steps may pause again, and longer on a busy machine.
@@ -148,24 +149,24 @@ mod tests {
             (Whole, Some(false), 200, 0, 0, Rest::Judge),
             (Whole, Some(false), 50, 0, 0, Rest::Wait(ms(150))),
             (Whole, Some(false), 50, 5_000, 0, Rest::GivenUp),
-            (Whole, Some(true), 59_999, 0, 0, Rest::Wait(OPEN)),
-            (Whole, Some(true), 59_999, 59_999, 0, Rest::Wait(OPEN)),
-            (Whole, Some(true), 59_999, 60_000, 0, Rest::GivenUp),
-            (Whole, Some(true), 60_000, 60_000, 0, Rest::GivenUp),
-            (Whole, Some(true), 60_000, 0, 0, Rest::Judge),
+            (Whole, Some(true), 49_999, 0, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 49_999, 49_999, 0, Rest::Wait(OPEN)),
+            (Whole, Some(true), 49_999, 50_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 50_000, 50_000, 0, Rest::GivenUp),
+            (Whole, Some(true), 50_000, 0, 0, Rest::Judge),
             (Whole, None, 200, 0, 0, Rest::Wait(ms(300))),
             (Whole, None, 500, 0, 0, Rest::Judge),
             (Whole, Some(true), 50, 0, 0, Rest::Wait(ms(150))),
             (Whole, Some(true), 50, 5_000, 0, Rest::Wait(OPEN)),
             (Whole, None, 50, 5_000, 0, Rest::GivenUp),
-            (Whole, None, 500, 59_999, 0, Rest::Judge),
-            (Whole, None, 500, 60_000, 0, Rest::GivenUp),
+            (Whole, None, 500, 49_999, 0, Rest::Judge),
+            (Whole, None, 500, 50_000, 0, Rest::GivenUp),
             (Missing, None, 0, 0, 0, Rest::Wait(BROKEN)),
             (Missing, None, 700, 0, 0, Rest::Judge),
             (Partial, Some(false), 500, 0, 0, Rest::Wait(ms(200))),
             (Partial, Some(false), 700, 0, 0, Rest::Judge),
-            (Partial, Some(true), 59_000, 59_000, 0, Rest::Wait(OPEN)),
-            (Partial, Some(true), 59_000, 60_000, 0, Rest::GivenUp),
+            (Partial, Some(true), 49_000, 49_000, 0, Rest::Wait(OPEN)),
+            (Partial, Some(true), 49_000, 50_000, 0, Rest::GivenUp),
             (Partial, Some(false), 700, 1_500, 600, Rest::Wait(ms(1_700))),
             (Partial, Some(false), 2_400, 1_500, 600, Rest::Judge),
             (Missing, None, 9_000, 9_000, 9_000, Rest::Wait(ms(1_000))),
