@@ -131,7 +131,7 @@ impl Memory {
         }
     }
 
-    /// The file is at rest, or the agent does not wait for it any longer.
+    /// The file was at rest, or the agent does not wait for it any longer, and no other program was faster.
     pub(super) fn end_wait(&mut self) {
         self.wait = None;
     }

@@ -77,9 +77,9 @@ impl AuthFile {
         memory: &mut Memory,
     ) -> Result<Outcome, AuthFileError> {
         for _ in 0..MAX_ATTEMPTS {
-            match self.attempt(operation, options, memory) {
-                Err(AuthFileError::Replace { source: ReplaceError::Changed, .. }) => {}
-                done => return done,
+            let done = self.attempt(operation, options, memory);
+            if !is_changed(&done) {
+                return done;
             }
         }
         Ok(Outcome::of(Effect::NotAtRest { retry_in: AFTER_CHANGES }, Vec::new()))
@@ -107,19 +107,22 @@ impl AuthFile {
             rest(&signs, || snapshot.is_open_for_writing())
         };
         match rest {
-            Rest::Judge => memory.end_wait(),
-            Rest::GivenUp => {
-                memory.end_wait();
-                notes.push(Note::NotAwaited { waited: signs.quiet.waiting_for });
-            }
+            Rest::Judge => {}
+            Rest::GivenUp => notes.push(Note::NotAwaited { waited: signs.quiet.waiting_for }),
             Rest::Wait(retry_in) => {
                 let records = own_records(snapshot.bytes());
                 return Ok(Outcome { records, ..Outcome::of(Effect::NotAtRest { retry_in }, notes) });
             }
         }
-        let mut planned = planned?;
-        planned.notes.splice(0..0, notes);
-        self.carry_out(&snapshot, planned, rest, options, memory)
+        let done = planned.and_then(|mut planned| {
+            planned.notes.splice(0..0, notes);
+            self.carry_out(&snapshot, planned, rest, options, memory)
+        });
+        // A program that was faster does not make the agent wait anew.
+        if !is_changed(&done) {
+            memory.end_wait();
+        }
+        done
     }
 
     /// Locks and reads.
@@ -289,6 +292,11 @@ impl Snapshot {
             (Plan::Delete(_), Some(previous)) => self.directory.delete(&self.name, previous).map(|()| None),
         }
     }
+}
+
+/// Whether another program was faster.
+fn is_changed(done: &Result<Outcome, AuthFileError>) -> bool {
+    matches!(done, Err(AuthFileError::Replace { source: ReplaceError::Changed, .. }))
 }
 
 /// The note that a directory could not be locked, if so.

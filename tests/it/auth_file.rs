@@ -692,6 +692,47 @@ fn lost_content_is_restored_and_deleted_content_is_named() {
 }
 
 #[test]
+fn a_program_that_replaces_the_file_all_the_time_is_waited_for_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let replace = || {
+        fs::write(directory.path().join("new"), FOREIGN).unwrap();
+        fs::rename(directory.path().join("new"), &path).unwrap();
+    };
+    replace();
+    let (file, mut memory) = (auth_file(&path), Memory::default());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(ordering) {
+                replace();
+            }
+        });
+        let mut attempts = 0;
+        // The wait is over when an attempt fails because the program was faster. Then each update attempts it again.
+        let outcome = loop {
+            let outcome = file.publish(&wanted(1), OPTIONS, &mut memory);
+            match outcome.as_ref().map(|outcome| &outcome.effect) {
+                Ok(Effect::NotAtRest { retry_in }) if *retry_in == std::time::Duration::from_millis(100) => {
+                    attempts += 1;
+                    if attempts == 3 {
+                        break Ok(());
+                    }
+                }
+                Ok(Effect::NotAtRest { retry_in }) if attempts == 0 => std::thread::sleep(*retry_in),
+                // It was faster than the program for once.
+                Ok(Effect::Replaced(_)) => break Ok(()),
+                _ => break Err(outcome),
+            }
+        };
+        done.store(true, ordering);
+        assert!(outcome.is_ok(), "after {attempts} attempts: {outcome:?}");
+    });
+}
+
+#[test]
 fn a_start_beside_an_emptied_file_copies_no_credentials_of_root() {
     let node = Node::with_auth_file("");
     node.write("home/.docker/config.json", "{\"auths\":{\"private.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}");
