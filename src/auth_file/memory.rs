@@ -5,6 +5,7 @@ use crate::time::timer::Now;
 use jiff::Timestamp;
 use nix::sys::stat::FileStat;
 use secrecy::zeroize::Zeroizing;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ const LOCK_WAIT_AGAIN: Duration = Duration::from_millis(200);
 /// is zeroed when dropped.
 #[derive(Default)]
 pub struct Memory {
+    /// Where the file is: its directory's device and inode number, and its name. `None` before the first look.
+    place: Option<(u64, u64, OsString)>,
     /// The last version of the file that the kubelet accepts. `None` until the agent has seen one.
     good: Option<Zeroizing<Vec<u8>>>,
     /// How the file stood at the last look (`None`: missing), and when that was first seen, as time since boot.
@@ -94,7 +97,15 @@ impl Memory {
         }
     }
 
-    /// The file was deleted on purpose.
+    /// The path leads to `name` in this directory. If it led elsewhere before, what is remembered is another file's.
+    pub(super) fn set_place(&mut self, directory: &FileStat, name: &OsStr) {
+        let place = Some((directory.st_dev, directory.st_ino, name.to_owned()));
+        if self.place != place {
+            *self = Self { place, ..Self::default() };
+        }
+    }
+
+    /// There is no file any more, and that is meant.
     pub(super) fn forget(&mut self) {
         self.good = None;
         self.left = None;

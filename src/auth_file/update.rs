@@ -133,6 +133,7 @@ impl AuthFile {
         notes: &mut Vec<Note>,
     ) -> Result<Snapshot, AuthFileError> {
         let (directory, name) = self.lock(memory.lock_wait())?;
+        memory.set_place(&directory.stat().map_err(|source| self.failed(source))?, &name);
         let is_news = memory.set_not_locked(directory.not_locked().is_some());
         notes.extend(not_locked(&directory).filter(|_| is_news));
         let opened = read_in(&directory, &name)?;
@@ -197,16 +198,15 @@ impl AuthFile {
                 memory.set_left(written);
                 Some(new.as_slice())
             }
-            Plan::Delete(_) => {
-                memory.forget();
-                None
-            }
+            Plan::Delete(_) => None,
         };
         if let Some(bytes) = bytes {
             memory.set_mode(mode);
             if matches!(judge(Some(bytes)), Content::Whole(_)) {
                 memory.set_good(bytes);
             }
+        } else {
+            memory.forget();
         }
         outcome.records = own_records(bytes);
         Ok(outcome)

@@ -692,6 +692,49 @@ fn lost_content_is_restored_and_deleted_content_is_named() {
 }
 
 #[test]
+fn what_one_file_held_does_not_come_into_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    let turn_to = |target: &str| {
+        fs::remove_file(&path).ok();
+        symlink(target, &path).unwrap();
+    };
+    for name in ["one", "other"] {
+        fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    write("one/config.json", FOREIGN);
+    write("other/config.json", "");
+    turn_to("one/config.json");
+    let (file, mut memory) = (auth_file(&path), Memory::default());
+    publish(&file, 1, &mut memory);
+    turn_to("other/config.json");
+    publish(&file, 1, &mut memory);
+    let document = read(&path);
+    assert_eq!(document["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [HOST]);
+}
+
+#[test]
+fn what_a_deleted_file_held_does_not_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let write = |text: &str| fs::write(&path, text).unwrap();
+    write(FOREIGN);
+    let (file, mut memory) = (auth_file(&path), Memory::default());
+    publish(&file, 1, &mut memory);
+    fs::remove_file(&path).unwrap();
+    let nothing = Wanted { entries: BTreeMap::new(), ..wanted(1) };
+    let outcome = at_rest(|| file.publish(&nothing, OPTIONS, &mut memory).unwrap());
+    assert_eq!(outcome.effect, Effect::Unchanged);
+    write("");
+    publish(&file, 1, &mut memory);
+    let document = read(&path);
+    assert_eq!(document["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [HOST]);
+}
+
+#[test]
 fn a_program_that_replaces_the_file_all_the_time_is_waited_for_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
