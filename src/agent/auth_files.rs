@@ -6,7 +6,6 @@ use crate::auth_file::publish::Published;
 use crate::auth_file::{AuthFile, AuthFileError, Effect, Memory, Outcome, PublishOptions};
 use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::Wanted;
-use crate::docker_config::parse::own_records;
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::time::timer::{Deadline, Now};
@@ -155,8 +154,11 @@ impl AuthFiles {
             let mut memory = std::mem::take(&mut state.memory);
             self.writes.spawn(async move {
                 let write = tokio::task::spawn_blocking(move || {
-                    let result =
-                        if only_read { read(&file) } else { file.publish(&wanted, options, &mut memory) };
+                    let result = if only_read {
+                        file.remember(&mut memory)
+                    } else {
+                        file.publish(&wanted, options, &mut memory)
+                    };
                     (result, memory)
                 });
                 WriteEnded { file: number, only_read, result: write.await.ok() }
@@ -382,11 +384,4 @@ impl AuthFileState {
         }
         failures
     }
-}
-
-/// Reads which entries of the agent are in a file.
-fn read(file: &AuthFile) -> Result<Outcome, AuthFileError> {
-    let bytes = file.read()?;
-    let records = bytes.map(|bytes| own_records(&bytes)).unwrap_or_default();
-    Ok(Outcome { effect: Effect::Unchanged, link: None, records, notes: Vec::new() })
 }

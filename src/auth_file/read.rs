@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A docker config has a few kilobytes. A larger file is something else.
 pub(super) const MAX_SIZE: u64 = 1024 * 1024;
@@ -48,14 +48,18 @@ impl AuthFile {
     /// If it cannot be read, or is no file that the agent would work on.
     pub fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, AuthFileError> {
         let (directory, name) = self.resolve()?;
-        let path = directory.join(name);
-        match read_regular(&path, MAX_SIZE) {
-            Ok(Regular::Bytes(bytes)) => Ok(Some(bytes)),
-            Ok(Regular::TooLarge) => Err(AuthFileError::TooLarge(path)),
-            Ok(Regular::Not) => Err(AuthFileError::NotAFile { path, kind: "no regular file" }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(AuthFileError::Read { path, source }),
-        }
+        read_path(directory.join(name))
+    }
+}
+
+/// Reads the file at the end of all symlinks. `None` if it is missing.
+pub(super) fn read_path(path: PathBuf) -> Result<Option<Zeroizing<Vec<u8>>>, AuthFileError> {
+    match read_regular(&path, MAX_SIZE) {
+        Ok(Regular::Bytes(bytes)) => Ok(Some(bytes)),
+        Ok(Regular::TooLarge) => Err(AuthFileError::TooLarge(path)),
+        Ok(Regular::Not) => Err(AuthFileError::NotAFile { path, kind: "no regular file" }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(AuthFileError::Read { path, source }),
     }
 }
 

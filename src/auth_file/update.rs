@@ -1,7 +1,7 @@
 //! Publish and remove: read under the lock, judge, plan, replace; and again if another program was faster.
 
 use super::attributes;
-use super::directory::{LockedDirectory, StepError};
+use super::directory::{LockedDirectory, StepError, step};
 use super::error::AuthFileError;
 use super::exposure::{Access, exposure};
 use super::file::AuthFile;
@@ -9,7 +9,7 @@ use super::judge::{Content, judge};
 use super::memory::{Memory, Stamp};
 use super::outcome::{Effect, Note, Outcome, PublishOptions};
 use super::plan::{Operation, Planned};
-use super::read::{MAX_SIZE, Opened, read_in};
+use super::read::{MAX_SIZE, Opened, read_in, read_path};
 use super::replace::{Previous, ReplaceError};
 use super::rest::{Completeness, Rest, Signs, rest};
 use super::set_aside::{clear_leftovers, keep_copy};
@@ -20,7 +20,7 @@ use crate::docker_config::parse::parse;
 use crate::time::clock;
 use crate::time::timer::Now;
 use nix::errno::Errno;
-use nix::sys::stat::FileStat;
+use nix::sys::stat::{FileStat, stat};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
@@ -70,6 +70,23 @@ impl AuthFile {
         self.update(Operation::Remove(registries), options, memory)
     }
 
+    /// Only reads the file, without a lock, and remembers what it holds. The outcome lists the agent's entries in it.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no file that the agent would work on.
+    pub fn remember(&self, memory: &mut Memory) -> Result<Outcome, AuthFileError> {
+        let (directory, name) = self.resolve()?;
+        let stat =
+            stat(&directory).map_err(step("look at the directory")).map_err(|source| self.failed(source))?;
+        memory.set_place(&stat, &name);
+        let bytes = read_path(directory.join(name))?;
+        let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
+        if let (Some(bytes), Content::Whole(_)) = (bytes, judge(bytes)) {
+            memory.set_good(bytes);
+        }
+        Ok(Outcome { records: own_records(bytes), ..Outcome::unchanged(Vec::new()) })
+    }
+
     pub(super) fn update(
         &self,
         operation: Operation<'_>,
@@ -97,7 +114,12 @@ impl AuthFile {
         let content = judge(snapshot.bytes());
         let now = clock::both();
         let signs = snapshot.signs(&content, memory, now);
+        let is_whole = matches!(content, Content::Whole(_));
         let planned = self.plan(operation, content, &signs, memory.good());
+        // Also a version that the agent does not touch counts: what another program has removed must not come back.
+        if is_whole {
+            memory.set_good(snapshot.bytes().unwrap_or_default());
+        }
         // A file that stays as the agent has left it needs no look at other programs.
         let stays =
             signs.left_by_agent && planned.as_ref().is_ok_and(|planned| matches!(planned.plan, Plan::Keep));
@@ -202,7 +224,7 @@ impl AuthFile {
         };
         if let Some(bytes) = bytes {
             memory.set_mode(mode);
-            if matches!(judge(Some(bytes)), Content::Whole(_)) {
+            if matches!(plan, Plan::Replace(..)) && matches!(judge(Some(bytes)), Content::Whole(_)) {
                 memory.set_good(bytes);
             }
         } else {

@@ -692,6 +692,25 @@ fn lost_content_is_restored_and_deleted_content_is_named() {
 }
 
 #[test]
+fn an_entry_that_another_program_has_removed_does_not_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    #[expect(clippy::disallowed_methods, reason = "test code")]
+    let write = |text: &str| fs::write(&path, text).unwrap();
+    write("{\"auths\":{\"a.example\":{},\"b.example\":{}}}");
+    let (file, mut memory) = (auth_file(&path), Memory::default());
+    publish(&file, 1, &mut memory);
+    write("{\"auths\":{\"b.example\":{}}}");
+    // The file has just changed, so it is only read.
+    let outcome = file.publish(&wanted(1), OPTIONS, &mut memory).unwrap();
+    assert!(matches!(outcome.effect, Effect::NotAtRest { .. }), "{outcome:?}");
+    write("");
+    publish(&file, 1, &mut memory);
+    let document = read(&path);
+    assert_eq!(document["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), ["b.example", HOST]);
+}
+
+#[test]
 fn what_one_file_held_does_not_come_into_another() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
@@ -732,6 +751,24 @@ fn what_a_deleted_file_held_does_not_come_back() {
     publish(&file, 1, &mut memory);
     let document = read(&path);
     assert_eq!(document["auths"].as_object().unwrap().keys().collect::<Vec<_>>(), [HOST]);
+}
+
+#[test]
+fn what_the_agent_has_read_before_its_first_token_is_restored() {
+    let node = Node::with_auth_file(FOREIGN);
+    node.aws.fail(ecr_emulator::Api::Ecr, ecr_emulator::Fault::access_denied(), ecr_emulator::Times::Always);
+    let agent = node.start(&[]);
+    // The file is read at the start; the second attempt comes after that.
+    agent.wait_for("access denied", 1);
+    agent.signal(nix::sys::signal::Signal::SIGHUP);
+    agent.wait_for("access denied", 2);
+    node.write("kubelet/config.json", "");
+    node.aws.heal();
+    agent.signal(nix::sys::signal::Signal::SIGHUP);
+    agent.wait_for("what the agent had read there before was restored", 1);
+    agent.stop();
+    node.assert_latest_token(HOST);
+    assert!(node.document()["auths"]["registry.example.com"].is_object());
 }
 
 #[test]
