@@ -130,8 +130,11 @@ pub enum Note {
         /// The keys of the entries that are gone.
         keys: Vec<String>,
     },
-    /// What a killed run had left held something that the file does not hold, so it was kept.
-    #[error("a run that was killed had left a version of this file with other content, which is kept as {}", copy.display())]
+    /// What a killed run or an earlier attempt had left held something that the file does not hold, so it was kept.
+    #[error(
+        "a killed run, or two changes in the same moment, had left a version of this file with other content, which is kept as {}",
+        copy.display()
+    )]
     LeftoverKept {
         /// The copy.
         copy: PathBuf,

@@ -117,6 +117,16 @@ impl LockedDirectory {
         }
     }
 
+    /// Gives a temporary file that must not be lost another name.
+    ///
+    /// # Errors
+    /// If it still has the temporary name afterwards.
+    pub(super) fn rename_leftover(&self, leftover: &OsStr, other: &OsStr) -> Result<(), StepError> {
+        self.rename_to_new(leftover, other).map_err(step("keep what an earlier attempt left"))?;
+        self.delete_leftover(leftover)?;
+        self.sync()
+    }
+
     /// Puts `bytes` in the place of `name`, whole and durable. The new file gets the attributes of the previous one and the
     /// permission bits `mode`; without a previous one it is for its owner alone. Returns what tells the new file from any later
     /// version.
@@ -311,16 +321,20 @@ impl LockedDirectory {
 
     /// Renames the temporary file to `name`, unless something has that name.
     fn place(&self, temporary: &OsStr, name: &OsStr) -> Result<(), ReplaceError> {
-        let failed = |errno| match errno {
+        self.rename_to_new(temporary, name).map_err(|errno| match errno {
             Errno::EEXIST => ReplaceError::Changed,
             errno => ReplaceError::Untouched(step("give the temporary file its name")(errno)),
-        };
-        match self.rename(temporary, name, RenameFlags::NOREPLACE) {
+        })
+    }
+
+    /// Renames a file, unless something has the new name. Where the file system has no such rename, it keeps the old name, too.
+    fn rename_to_new(&self, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
+        match self.rename(from, to, RenameFlags::NOREPLACE) {
+            // A link fails as well if the name is taken.
             Err(errno) if is_unsupported(errno) => {
-                // A link fails as well if the name is taken. The temporary name goes in `finish`.
-                linkat(self.handle(), temporary, self.handle(), name, AtFlags::empty()).map_err(failed)
+                linkat(self.handle(), from, self.handle(), to, AtFlags::empty())
             }
-            renamed => renamed.map_err(failed),
+            renamed => renamed,
         }
     }
 

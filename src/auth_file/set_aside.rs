@@ -7,6 +7,7 @@ use crate::docker_config::merge;
 use crate::docker_config::parse::parse;
 use jiff::Timestamp;
 use nix::errno::Errno;
+use secrecy::zeroize::Zeroizing;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -46,9 +47,9 @@ pub(super) fn keep_copy(
     }
 }
 
-/// Deletes the temporary files that killed runs have left beside `name`. One of them may be another program's version of the
-/// file, if a run was killed between an exchange and its check: a version with content that `current` does not have is
-/// kept. `also_unlocked` looks for the files of runs without the lock, too.
+/// Deletes the temporary files that earlier attempts have left beside `name`. One of them may be another program's version of
+/// the file: a version with content that `current` does not have is copied, or gets another name if that is not possible.
+/// `also_unlocked` looks for the files of runs without the lock, too.
 pub(super) fn clear_leftovers(
     directory: &LockedDirectory,
     name: &OsStr,
@@ -58,15 +59,31 @@ pub(super) fn clear_leftovers(
 ) -> Result<Vec<Note>, StepError> {
     let mut notes = Vec::new();
     for leftover in directory.leftovers(name, also_unlocked)? {
-        // A link, half a file of the agent's, or a file that cannot be read holds nothing worth keeping.
-        if let Ok(Named::File(file, stat)) = directory.open(&leftover)
-            && let Ok(Some(bytes)) = read_bounded(&file, &stat, MAX_SIZE)
-            && has_more_than(&bytes, current)
-            && let Some(copy) = keep_copy(directory, name, "replaced", &bytes, now)?
-        {
-            notes.push(Note::LeftoverKept { copy });
-        }
-        directory.delete_leftover(&leftover)?;
+        // `None` if it is too large or cannot be read: the agent writes no such file.
+        let bytes = match directory.open(&leftover) {
+            Ok(Named::File(file, stat)) => read_bounded(&file, &stat, MAX_SIZE).ok().flatten(),
+            Ok(Named::Nothing | Named::Other(_)) => Some(Zeroizing::default()),
+            Err(_) => None,
+        };
+        let copy = match &bytes {
+            // A link, half a file of the agent's, or a version without other content.
+            Some(bytes) if !has_more_than(bytes, current) => {
+                directory.delete_leftover(&leftover)?;
+                continue;
+            }
+            Some(bytes) => keep_copy(directory, name, "replaced", bytes, now)?,
+            None => None,
+        };
+        let copy = if let Some(copy) = copy {
+            directory.delete_leftover(&leftover)?;
+            copy
+        } else {
+            let time = now.strftime("%Y%m%dT%H%M%SZ");
+            let other = format!("{}.replaced-{time}-{:016x}", name.to_string_lossy(), fastrand::u64(..));
+            directory.rename_leftover(&leftover, OsStr::new(&other))?;
+            directory.path().join(other)
+        };
+        notes.push(Note::LeftoverKept { copy });
     }
     Ok(notes)
 }

@@ -306,3 +306,21 @@ fn a_version_that_a_killed_run_left_beside_the_file_is_not_lost() {
     node.once(&[]).expect(0, &[]);
     assert_eq!(node.names(), ["config.json"]);
 }
+
+#[test]
+fn a_version_that_cannot_be_copied_is_kept_under_another_name() {
+    let other = FOREIGN.replace("registry.example.com", "other.example.com");
+    let too_large = format!("{other}{}", " ".repeat(1024 * 1024));
+    for (what, content, copies) in [("too many copies", &other, 16), ("too large", &too_large, 0)] {
+        let node = Node::with_auth_file(FOREIGN);
+        for number in 0..copies {
+            node.write(&format!("kubelet/config.json.replaced-{number}"), "{}");
+        }
+        node.write("kubelet/.ecr-node-agent-config.json.tmp", content);
+        node.once(&[]).expect(0, &["which is kept as", "config.json.replaced-"]);
+        assert_eq!(node.names().len(), 2 + copies, "{what}: {:?}", node.names());
+        let is_kept =
+            |name: &String| fs::read_to_string(node.path("kubelet").join(name)).unwrap() == *content;
+        assert!(node.names().iter().any(is_kept), "{what}");
+    }
+}
