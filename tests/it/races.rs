@@ -220,7 +220,8 @@ fn a_program_that_empties_the_file_while_the_directory_is_synced_is_waited_for()
     settle(&node);
     let log = node.path("strace.log");
     let inject = "inject=fsync:delay_enter=3000000:when=2";
-    let strace = ["strace", "-f", "-o", log.to_str().unwrap(), "-e", "trace=fsync", "-e", inject];
+    // With `-D` the agent is the child, so the signal to stop reaches it.
+    let strace = ["strace", "-D", "-f", "-o", log.to_str().unwrap(), "-e", "trace=fsync", "-e", inject];
     let agent = node.start_under(&[&HIDDEN[..], &strace].concat(), &[]);
     agent.wait("the sync of the directory", || begun(&node, "fsync(") == 2);
     let mut file = fs::File::create(node.auth_file()).unwrap();
