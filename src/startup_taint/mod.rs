@@ -1,6 +1,6 @@
 //! When the kubelet uses the credentials, and the taint that keeps pods off the node until then.
 //!
-//! Nodes may register with a taint (`ecr-node-agent/not-ready:NoSchedule`). The agent removes it once: when every registry has a
+//! Nodes may register with a taint (`ecr-node-agent/not-ready:NoSchedule`). The agent removes it when every registry has a
 //! valid entry, and the kubelet cannot be using an older look at the file. The agent never adds it, so neither a restart of the
 //! agent nor a later failure keeps pods away.
 
@@ -15,14 +15,14 @@ use crate::time::clock;
 use crate::time::retry::{Backoff, Retry};
 use jiff::{SignedDuration, Timestamp};
 use kubelet_view::Evidence;
-use node::{Removal, TAINT, remove_taint};
+use node::{NodeError, Removal, TAINT, has_taint, remove_taint};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// The class of a failure to remove the taint.
@@ -33,6 +33,16 @@ const KUBELET_SOCKET: &str = "device-plugins/kubelet.sock";
 const LOOK: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to remove the taint.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// A taint that is there for longer is reported, with the reason.
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
+/// The reasons.
+const MISSING: &str = "an auth file has no valid entry for a registry, or another program is changing it";
+const CHANGING: &str =
+    "an auth file changed less than five minutes ago, and the kubelet may use what it read before";
+/// The pauses after which the agent looks for the taint again when it was gone. Karpenter adds its `startupTaints` when it
+/// registers a node, which may be later, and gives up a node that is not registered within 15 minutes.
+const LOOK_AGAIN: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_secs(50), Duration::from_mins(4), Duration::from_mins(10)];
 /// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
@@ -68,25 +78,48 @@ pub async fn run(
     mut credentials: watch::Receiver<Credentials>,
     state: watch::Sender<StartupState>,
 ) -> io::Result<()> {
+    let overdue = Overdue { at: Instant::now() + LONGEST_WAIT, since: clock::now() };
+    let mut was_removed = false;
+    let mut pauses = &LOOK_AGAIN[..];
     loop {
         let current = *credentials.borrow_and_update();
         let follow = async {
+            if Instant::now() < overdue.at {
+                // An error of a removal, which is over.
+                state.send_if_modified(|state| state.failure.take().is_some());
+            }
             if current == Credentials::Missing {
-                set(&state, StartupState::default());
-                return;
+                set_used_from(&state, None);
+                match &node {
+                    Some(own) if !was_removed => {
+                        overdue.report(own, MISSING, &state, || has_taint(own)).await;
+                    }
+                    _ => return,
+                }
             }
             loop {
                 let wait = remaining(&auth_files).await;
-                set(&state, StartupState { used_from: Some(from_now(wait)), failure: None });
+                set_used_from(&state, Some(from_now(wait)));
                 let Some(own) = &node else { return };
-                info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
-                if wait.is_zero() {
-                    until_removed(own, &state).await;
+                if !wait.is_zero() {
+                    if !was_removed {
+                        info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
+                    }
+                    // The file may change meanwhile, also without a repair: it is looked at once more.
+                    tokio::select! {
+                        () = sleep(wait) => {}
+                        () = overdue.report(own, CHANGING, &state, || has_taint(own)), if !was_removed => {}
+                    }
+                    continue;
+                }
+                until_removed(own, &state).await;
+                was_removed = true;
+                let Some((pause, others)) = pauses.split_first() else {
                     node = None;
                     return;
-                }
-                // The file may change meanwhile, also without a repair: it is looked at once more.
-                sleep(wait).await;
+                };
+                sleep(*pause).await;
+                pauses = others;
             }
         };
         let changed = tokio::select! {
@@ -97,6 +130,53 @@ pub async fn run(
         if changed.is_err() {
             // The agent is about to end.
             return std::future::pending().await;
+        }
+    }
+}
+
+/// When it is reported that the taint still waits.
+struct Overdue {
+    /// When that is.
+    at: Instant,
+    /// When the wait began.
+    since: Timestamp,
+}
+
+impl Overdue {
+    /// Reports that the node has the taint from that time on, with the reason. Never ends by itself.
+    ///
+    /// The agent has to look: a node whose taint went long ago may have lost its token since.
+    async fn report<F: Future<Output = Result<bool, NodeError>>>(
+        &self,
+        node: &Name,
+        why: &str,
+        state: &watch::Sender<StartupState>,
+        has_taint: impl Fn() -> F,
+    ) {
+        sleep_until(self.at).await;
+        loop {
+            match has_taint().await {
+                Ok(has_taint) => {
+                    let failure = has_taint.then(|| Failure {
+                        subject: format!("node {node}"),
+                        class: CLASS.to_owned(),
+                        error: format!("the taint {TAINT} is still there: {why}"),
+                        since: self.since,
+                        next_attempt: None,
+                    });
+                    state.send_if_modified(|state| {
+                        state.failure != failure && {
+                            state.failure = failure;
+                            true
+                        }
+                    });
+                }
+                Err(error) => {
+                    let error = redact(&chain(&error), MAX_ERROR);
+                    debug!(%node, taint = TAINT, error, "cannot look for the startup taint");
+                }
+            }
+            sleep(LONGEST_PAUSE).await;
         }
     }
 }
@@ -113,7 +193,7 @@ async fn until_removed(node: &Name, state: &watch::Sender<StartupState>) {
                 let error = redact(&chain(&error), MAX_ERROR);
                 let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
                 if backoff.failures() == 1 {
-                    warn!(%node, taint = TAINT, error, "cannot remove the startup taint; no pod is scheduled on this node");
+                    warn!(%node, taint = TAINT, error, "cannot remove the startup taint; while it is there, no pod is scheduled on this node");
                 } else {
                     debug!(%node, taint = TAINT, error, "cannot remove the startup taint");
                 }
@@ -178,11 +258,24 @@ fn from_now(wait: Duration) -> Timestamp {
     clock::now().checked_add(wait).unwrap_or(Timestamp::MAX)
 }
 
-fn set(state: &watch::Sender<StartupState>, new: StartupState) {
-    state.send_if_modified(|state| {
-        *state != new && {
-            *state = new;
-            true
+fn set_used_from(state: &watch::Sender<StartupState>, used_from: Option<Timestamp>) {
+    state.send_if_modified(|state| std::mem::replace(&mut state.used_from, used_from) != used_from);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_that_stays_is_reported_after_ten_minutes_and_no_other() {
+        let node: Name = "node-1".parse().unwrap();
+        for (has_taint, minutes, expected) in [(true, 9, false), (true, 11, true), (false, 11, false)] {
+            let overdue = Overdue { at: Instant::now() + LONGEST_WAIT, since: clock::now() };
+            let (state, _) = watch::channel(StartupState::default());
+            let report = overdue.report(&node, MISSING, &state, async || Ok(has_taint));
+            assert!(timeout(Duration::from_mins(minutes), report).await.is_err());
+            let failure = state.borrow().failure.clone();
+            assert_eq!(failure.is_some(), expected, "{has_taint} {minutes} {failure:?}");
         }
-    });
+    }
 }

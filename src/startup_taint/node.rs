@@ -9,6 +9,7 @@ use kube::core::ApiResource;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 /// The key of the taint, whatever its value and effect.
@@ -36,6 +37,9 @@ pub enum NodeError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The service account could not be read because of an error in this program.
+    #[error("cannot read the service account of this pod")]
+    Panicked(#[source] JoinError),
     /// The API server did not answer.
     #[error("the API server did not answer within {} s", LIMIT.as_secs())]
     TooSlow,
@@ -50,6 +54,15 @@ pub enum Removal {
     NotThere,
 }
 
+/// Whether the node has the taint.
+///
+/// # Errors
+/// When that is not known.
+pub async fn has_taint(node: &Name) -> Result<bool, NodeError> {
+    let look = async { Ok(without_taint(&Nodes::connect().await?.look(node).await?.data).is_some()) };
+    timeout(LIMIT, look).await.unwrap_or(Err(NodeError::TooSlow))
+}
+
 /// Removes the taint from the node. All other taints stay.
 ///
 /// # Errors
@@ -59,23 +72,41 @@ pub async fn remove_taint(node: &Name) -> Result<Removal, NodeError> {
 }
 
 async fn attempt(node: &Name) -> Result<Removal, NodeError> {
-    // The service account of this pod, and no other: a kubeconfig could run a program.
-    let config = Config::incluster().map_err(NodeError::NotInCluster)?;
-    let client = Client::try_from(config).map_err(NodeError::Client)?;
-    // Dynamic, so that a field of a taint that this program does not know is not lost.
-    let nodes: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Node>(&()));
-    let patch = async |params: PatchParams, changes: &Value| {
-        let patched = nodes.patch(node.as_str(), &params, &Patch::Merge(changes)).await;
-        patched.map_err(|source| NodeError::Patch { node: node.clone(), source: Box::new(source) })
-    };
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let found = patch(PatchParams { dry_run: true, ..params.clone() }, &json!({})).await?;
+    let nodes = Nodes::connect().await?;
+    let found = nodes.look(node).await?;
     let Some(rest) = without_taint(&found.data) else { return Ok(Removal::NotThere) };
     // The version makes it a conflict if another client has changed the taints meanwhile.
     let version = found.metadata.resource_version;
     let changes = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": rest } });
-    patch(params, &changes).await?;
+    nodes.patch(node, &changes, false).await?;
     Ok(Removal::Removed)
+}
+
+/// The nodes. Dynamic, so that a field of a taint that this program does not know is not lost.
+struct Nodes(Api<DynamicObject>);
+
+impl Nodes {
+    async fn connect() -> Result<Self, NodeError> {
+        // The service account of this pod, and no other: a kubeconfig could run a program.
+        let connect = || {
+            let config = Config::incluster().map_err(NodeError::NotInCluster)?;
+            Client::try_from(config).map_err(NodeError::Client)
+        };
+        // It reads the files of the service account.
+        let client = spawn_blocking(connect).await.map_err(NodeError::Panicked)??;
+        Ok(Self(Api::all_with(client, &ApiResource::erase::<Node>(&()))))
+    }
+
+    async fn look(&self, node: &Name) -> Result<DynamicObject, NodeError> {
+        self.patch(node, &json!({}), true).await
+    }
+
+    async fn patch(&self, node: &Name, changes: &Value, dry_run: bool) -> Result<DynamicObject, NodeError> {
+        let field_manager = Some(FIELD_MANAGER.to_owned());
+        let params = PatchParams { field_manager, dry_run, ..PatchParams::default() };
+        let patched = self.0.patch(node.as_str(), &params, &Patch::Merge(changes)).await;
+        patched.map_err(|source| NodeError::Patch { node: node.clone(), source: Box::new(source) })
+    }
 }
 
 /// The other taints of a node; `None` if it does not have ours.
