@@ -3,7 +3,7 @@
 use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
 use crate::crash::{calls, in_parallel, settle, traced_run};
 use crate::needs::{Need, all_here, tell};
-use crate::node::{FOREIGN, HOST, Node, Run, names, read};
+use crate::node::{FOREIGN, HOST, Node, Run, Running, names, read};
 use ecr_node_agent::auth_file::{AuthFile, Link, Memory};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -519,4 +519,38 @@ fn a_watched_link_is_made_again_when_another_program_replaces_it() {
     watch.stop().expect(0, &["another program has replaced a link"]);
     assert!(auth_file.is_symlink());
     node.run(&["link", "--watch", "--undo"]).expect(2, &["--watch"]);
+}
+
+/// Runs `link --watch` on a node until it watches.
+fn watch(node: &Node) -> Running<'_> {
+    let watch = node.launch(&[], &["link", "--watch", "--auth-file", node.auth_file().to_str().unwrap()]);
+    watch.wait_for("watching the links", 1);
+    watch
+}
+
+#[test]
+fn a_program_that_replaces_the_watched_link_all_the_time_does_not_postpone_its_repair() {
+    let node = Node::with_auth_file(FOREIGN);
+    let watch = watch(&node);
+    let (new, mut writers) = (node.path("kubelet/new"), Vec::new());
+    while !watch.said().contains("another program has replaced a link") {
+        assert!(!watch.is_over() && writers.len() < 600, "{}", watch.said());
+        node.write("kubelet/new", HIDDEN);
+        writers.push(fs::OpenOptions::new().append(true).open(&new).unwrap());
+        fs::rename(&new, node.auth_file()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // The repair waits for the writer to close the file, and the stop does not wait for the repair.
+    watch.stop().expect(0, &[]);
+    assert!(!node.auth_file().is_symlink());
+}
+
+#[test]
+fn a_watched_link_that_leads_elsewhere_is_reported() {
+    let node = Node::with_auth_file(FOREIGN);
+    let watch = watch(&node);
+    symlink("/etc/hostname", node.path("kubelet/new")).unwrap();
+    fs::rename(node.path("kubelet/new"), node.auth_file()).unwrap();
+    watch.wait_for("it is a symlink already, to /etc/hostname", 1);
+    watch.stop().expect(0, &[]);
 }
