@@ -230,6 +230,7 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
     let api = Api::new(&cluster.kubeconfig_at(&unique("own"), &cluster.url(), &user));
     let path = |node: &str| format!("/api/v1/nodes/{node}");
     let both = [taint("example.com/other"), taint(TAINT)];
+    let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": other, "uid": "0" });
     let cases = [
         (json!({ "spec": { "taints": [] } }), "change no other taint"),
         (json!({ "spec": { "taints": [taint(TAINT)] } }), "change no other taint"),
@@ -243,6 +244,8 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
         (json!({ "metadata": { "labels": { "pool": "b" } } }), "and nothing else"),
         (json!({ "metadata": { "annotations": { "a": "b" } } }), "and nothing else"),
         (json!({ "metadata": { "finalizers": ["example.com/x"] } }), "and nothing else"),
+        (json!({ "metadata": { "ownerReferences": [owner] } }), "and nothing else"),
+        (json!({ "spec": { "podCIDR": "10.1.2.0/24", "podCIDRs": ["10.1.2.0/24"] } }), "and nothing else"),
     ];
     for (changes, words) in cases {
         let Refused(code, _, why) = api.patch(&path(&own), &changes).unwrap_err();
@@ -255,6 +258,8 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
     for refused in [
         api.get(&path(&own)),
         api.delete(&path(&own)),
+        api.create("/api/v1/nodes", &json!({ "metadata": { "name": unique("node") } })),
+        api.replace(&path(&own), &json!({ "metadata": { "name": own } })),
         api.patch(&format!("{}/status", path(&own)), &json!({})),
     ] {
         let Refused(code, _, why) = refused.unwrap_err();
