@@ -155,6 +155,10 @@ impl Memory {
     /// The agent has written the file, and has left it so.
     pub(super) fn set_left(&mut self, stamp: Option<Stamp>) {
         self.left = stamp;
+        // A file that is missing again after this is newly missing.
+        if let Some((seen, _)) = &mut self.seen {
+            *seen = stamp;
+        }
     }
 
     /// The permission bits that the file should have: those it has, but for group and others none that they did not have at
@@ -186,5 +190,28 @@ impl Memory {
     pub(super) fn set_not_locked(&mut self, not_locked: bool) -> bool {
         let before = std::mem::replace(&mut self.not_locked, not_locked);
         not_locked && !before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::stat;
+
+    #[test]
+    fn a_file_that_goes_after_the_agent_has_written_it_is_newly_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory_stat = stat(directory.path()).unwrap();
+        let file = tempfile::NamedTempFile::new_in(&directory).unwrap();
+        let written = Stamp::of(&stat(file.path()).unwrap());
+        // By this wall clock, the directory was not changed yet.
+        let at = |second| Now { boot: Duration::from_secs(second), wall: Timestamp::UNIX_EPOCH };
+        let mut memory = Memory::default();
+        let missing =
+            |memory: &mut Memory, second| memory.look(true, &directory_stat, at(second)).unchanged_for;
+        assert_eq!(missing(&mut memory, 10), Duration::ZERO);
+        assert_eq!(missing(&mut memory, 12), Duration::from_secs(2));
+        memory.set_left(Some(written));
+        assert_eq!(missing(&mut memory, 100), Duration::ZERO);
     }
 }

@@ -224,7 +224,7 @@ fn a_disk_that_is_mounted_later_is_written_to_and_watched() {
     let inside = |program: &str, arguments: &[&str]| {
         let mut command = Command::new("nsenter");
         command.args(["--mount", "--target", &agent.pid().to_string(), program]).args(arguments).arg(&root);
-        assert!(command.status().unwrap().success(), "{program}");
+        command.status().unwrap().success()
     };
     // As the agent sees it.
     let file = || {
@@ -235,15 +235,15 @@ fn a_disk_that_is_mounted_later_is_written_to_and_watched() {
         let seen = format!("/proc/{}/root{}", agent.pid(), node.auth_file().display());
         fs::remove_file(seen).unwrap();
     };
-    inside("mount", &["-t", "tmpfs", "tmpfs"]);
+    assert!(inside("mount", &["-t", "tmpfs", "tmpfs"]));
     agent.wait("our token on the new disk", file);
     agent.wait_for("the path leads to another directory now", 1);
     agent.wait_for("were restored", 1);
     remove();
     agent.wait("our token once more", file);
     agent.wait_for("were restored", 2);
-    // And when it goes, the one below counts again.
-    inside("umount", &[]);
+    // And when it goes, the one below counts again. It is busy while the agent looks at the file.
+    agent.wait("umount", || inside("umount", &[]));
     agent.wait_for("the path leads to another directory now", 2);
     agent.wait("the file below", file);
     fs::remove_file(node.auth_file()).unwrap();
