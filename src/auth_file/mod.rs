@@ -6,7 +6,7 @@
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | [`file`] | what an auth file is: its path, and the kubelet that reads it |
+//! | [`mod@file`] | what an auth file is: its path, and the kubelet that reads it |
 //! | [`update`] | publish, remove: read, judge, plan, replace, and again if another program was faster |
 //! | [`plan`] | what an update does with a file that is at rest |
 //! | [`judge`] | what a file holds, by the kubelet's rules (no I/O) |
