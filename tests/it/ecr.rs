@@ -76,14 +76,8 @@ fn the_call_goes_to_the_endpoint_that_matches_the_host() {
         (CHINA, "api.ecr.cn-north-1.amazonaws.com.cn:443"),
         ("public.ecr.aws", "api.ecr-public.us-east-1.amazonaws.com:443"),
     ];
-    let names = cases.iter().map(|(_, endpoint)| endpoint.trim_end_matches(":443").to_owned()).collect();
-    let mut node = Node::with(Options { tls: Some(names), ..Options::default() });
-    node.write("ca.pem", node.aws.ca_pem());
-    let proxy = Proxy::start(node.aws.address(), None).unwrap();
-    node.unset("AWS_ENDPOINT_URL");
-    node.set("HTTPS_PROXY", &proxy.url());
-    let ca = node.path("ca.pem");
-    node.set("AWS_CA_BUNDLE", ca.to_str().unwrap());
+    let (mut node, proxy) =
+        Node::behind_a_proxy(&cases.map(|(_, endpoint)| endpoint.trim_end_matches(":443")));
     for (number, (host, endpoint)) in cases.iter().enumerate() {
         node.once(&["--registry", host]).expect(0, &[]);
         node.assert_latest_token(host);

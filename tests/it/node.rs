@@ -1,6 +1,7 @@
 //! A node: a folder with the kubelet's root in it, an emulated AWS, and the program, run with nothing in its environment
 //! but what the case says.
 
+use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Emulator, Options};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -53,6 +54,19 @@ impl Node {
         node.set("AWS_EC2_METADATA_DISABLED", "true");
         node.set("ECR_NODE_AGENT_STATE_FILE", node.path("state.json").to_str().unwrap());
         node
+    }
+
+    /// A node whose AWS is reached through a proxy, which shows the endpoint that is asked.
+    pub fn behind_a_proxy(endpoints: &[&str]) -> (Self, Proxy) {
+        let names = endpoints.iter().map(|name| (*name).to_owned()).collect();
+        let mut node = Self::with(Options { tls: Some(names), ..Options::default() });
+        node.write("ca.pem", node.aws.ca_pem());
+        let proxy = Proxy::start(node.aws.address(), None).unwrap();
+        node.unset("AWS_ENDPOINT_URL");
+        node.set("HTTPS_PROXY", &proxy.url());
+        let ca = node.path("ca.pem");
+        node.set("AWS_CA_BUNDLE", ca.to_str().unwrap());
+        (node, proxy)
     }
 
     /// A node whose auth file holds `content`.

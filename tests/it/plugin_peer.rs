@@ -4,8 +4,8 @@
 
 use crate::needs::{Need, all_here};
 use crate::node::{HOST, Node};
+use ecr_emulator::Api;
 use ecr_emulator::proxy::Proxy;
-use ecr_emulator::{Api, Options};
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -74,19 +74,6 @@ fn request(image: &str) -> Value {
     json!({ "kind": "CredentialProviderRequest", "apiVersion": format!("{GROUP}/v1"), "image": image })
 }
 
-/// A node whose AWS is reached through a proxy, which shows the endpoint that is asked.
-fn world(endpoints: &[&str]) -> (Node, Proxy) {
-    let names = endpoints.iter().map(|name| (*name).to_owned()).collect();
-    let mut node = Node::with(Options { tls: Some(names), ..Options::default() });
-    node.write("ca.pem", node.aws.ca_pem());
-    let proxy = Proxy::start(node.aws.address(), None).unwrap();
-    node.unset("AWS_ENDPOINT_URL");
-    node.set("HTTPS_PROXY", &proxy.url());
-    let ca = node.path("ca.pem");
-    node.set("AWS_CA_BUNDLE", ca.to_str().unwrap());
-    (node, proxy)
-}
-
 #[test]
 fn both_plugins_answer_alike_where_both_serve() {
     if !all_here(&[Need::EcrCredentialProvider]) {
@@ -100,7 +87,7 @@ fn both_plugins_answer_alike_where_both_serve() {
         ("public.ecr.aws", "api.ecr-public.us-east-1.amazonaws.com"),
         ("ecr-public.aws.com", "api.ecr-public.us-east-1.amazonaws.com"),
     ];
-    let (node, proxy) = world(&hosts.map(|(_, endpoint)| endpoint));
+    let (node, proxy) = Node::behind_a_proxy(&hosts.map(|(_, endpoint)| endpoint));
     for (host, endpoint) in hosts {
         for image in [format!("{host}/app"), format!("{host}/team/a/b")] {
             let expected = token(host, endpoint);
@@ -135,7 +122,7 @@ fn the_plugins_differ_as_documented() {
         "ecr-fips.us-east-1.api.aws",
         "api.ecr.eu-north-1.amazonaws.com",
     ];
-    let (mut node, proxy) = world(&[&endpoints[..], &[standard, home]].concat());
+    let (mut node, proxy) = Node::behind_a_proxy(&[&endpoints[..], &[standard, home]].concat());
     node.set("ECR_NODE_AGENT_REGISTRY", &format!("{custom},region=eu-north-1 {port},region=eu-north-1"));
     let cases = [
         (fips, token(fips, endpoints[0]), token(fips, standard)),
@@ -166,7 +153,7 @@ fn both_plugins_exchange_a_service_accounts_token_alike() {
         return;
     }
     let (ecr, sts) = ("api.ecr.eu-west-1.amazonaws.com", "sts.eu-west-1.amazonaws.com");
-    let (mut node, proxy) = world(&[ecr, sts]);
+    let (mut node, proxy) = Node::behind_a_proxy(&[ecr, sts]);
     let annotation = |role: &str| json!({ "eks.amazonaws.com/ecr-role-arn": role });
     let cases = [
         // annotations, AWS_ECR_ROLE_ARN, whether a role is assumed

@@ -6,7 +6,7 @@
 use crate::{
     Fault,
     server::{Asked, respond},
-    signature::{parse_stamp, sha256_hex},
+    signature::{canonical_request, parse_stamp, sha256_hex},
     world::World,
 };
 use axum::{http::HeaderValue, response::Response};
@@ -216,18 +216,7 @@ fn check_signature<'a>(
     if !stamp.starts_with(*date) || now.duration_since(at).abs() > TOLERANCE {
         return Err(SIGNATURE);
     }
-    let headers: Vec<String> =
-        names.iter().map(|name| format!("{name}:{}\n", all_values(asked, name))).collect();
-    let mut query: Vec<&str> = asked.parts.uri.query().unwrap_or_default().split('&').collect();
-    query.sort_unstable();
-    let canonical = format!(
-        "{}\n{}\n{}\n{}\n{signed}\n{}",
-        asked.parts.method,
-        asked.parts.uri.path(),
-        query.join("&"),
-        headers.concat(),
-        sha256_hex(&asked.body),
-    );
+    let canonical = canonical_request(asked, signed);
     let scope = format!("{date}/{region}/rolesanywhere/aws4_request");
     let to_sign = format!("{name}\n{stamp}\n{scope}\n{}", sha256_hex(canonical.as_bytes()));
     let signature = unhex(signature).ok_or(SIGNATURE)?;

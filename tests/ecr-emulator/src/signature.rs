@@ -185,9 +185,8 @@ fn check_session(key: &Key, session_token: &str, now: Timestamp) -> Result<(), D
     Ok(())
 }
 
-/// The signature that a holder of `secret` gives this request in this scope.
-pub(crate) fn sign(secret: &str, authorization: &Authorization<'_>, asked: &Asked) -> String {
-    let Authorization { date, region, service, signed_headers, .. } = authorization;
+/// The canonical form of a request, for the headers that are signed: names in lower case, separated by semicolons.
+pub(crate) fn canonical_request(asked: &Asked, signed_headers: &str) -> String {
     let mut query: Vec<_> = asked.parts.uri.query().unwrap_or_default().split('&').collect();
     query.sort_unstable();
     let headers: Vec<_> = signed_headers
@@ -200,15 +199,20 @@ pub(crate) fn sign(secret: &str, authorization: &Authorization<'_>, asked: &Aske
             format!("{name}:{}\n", values.collect::<Vec<_>>().join(","))
         })
         .collect();
-    let canonical = format!(
+    format!(
         "{}\n{}\n{}\n{}\n{signed_headers}\n{}",
         asked.parts.method,
         asked.parts.uri.path(),
         query.join("&"),
         headers.concat(),
         sha256_hex(&asked.body),
-    );
+    )
+}
 
+/// The signature that a holder of `secret` gives this request in this scope.
+pub(crate) fn sign(secret: &str, authorization: &Authorization<'_>, asked: &Asked) -> String {
+    let Authorization { date, region, service, signed_headers, .. } = authorization;
+    let canonical = canonical_request(asked, signed_headers);
     let to_sign = format!(
         "AWS4-HMAC-SHA256\n{}\n{date}/{region}/{service}/aws4_request\n{}",
         asked.header("x-amz-date"),
