@@ -782,11 +782,11 @@ fn a_program_that_replaces_the_file_all_the_time_is_waited_for_once() {
     };
     replace();
     let (file, mut memory) = (auth_file(&path), Memory::default());
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let ordering = std::sync::atomic::Ordering::Relaxed;
+    let over = crate::beside::Over::default();
     std::thread::scope(|scope| {
+        let _end = over.guard();
         scope.spawn(|| {
-            while !done.load(ordering) {
+            while !over.is_set() {
                 replace();
             }
         });
@@ -807,7 +807,6 @@ fn a_program_that_replaces_the_file_all_the_time_is_waited_for_once() {
                 _ => break Err(outcome),
             }
         };
-        done.store(true, ordering);
         assert!(outcome.is_ok(), "after {attempts} attempts: {outcome:?}");
     });
 }

@@ -6,10 +6,9 @@ use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Api, Fault, Options, Times};
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const ID: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -655,7 +654,7 @@ fn credentials_that_rotate_during_an_attempt_are_used_at_once() {
     wire.silence();
     std::thread::scope(|scope| {
         let run = scope.spawn(|| node.once(&[]));
-        while wire.taken() == 0 {
+        while wire.taken() == 0 && !run.is_finished() {
             std::thread::sleep(Duration::from_millis(5));
         }
         profile(&node, new, "");
@@ -718,12 +717,9 @@ fn a_planted_source_does_not_reach_the_terminal() {
     }
 }
 
-/// Answers every request on a loopback port with an error that repeats the `Authorization` header, until `done`.
-fn repeat_authorization(listener: &TcpListener, done: &AtomicBool) {
+/// Answers every request on a loopback port with an error that repeats the `Authorization` header.
+fn repeat_authorization(listener: &TcpListener) {
     while let Ok((mut stream, _)) = listener.accept() {
-        if done.load(Ordering::Relaxed) {
-            return;
-        }
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
         let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
         let sent = head.iter().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or_default();
@@ -740,34 +736,29 @@ fn repeat_authorization(listener: &TcpListener, done: &AtomicBool) {
 fn an_api_server_that_repeats_a_short_token_does_not_reveal_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| repeat_authorization(&listener, &done));
-        let mut node = Node::new();
-        node.hide("sh0rt-t0ken");
-        node.write("token", "sh0rt-t0ken\n");
-        let printed = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"sh0rt-t0ken"}}"#;
-        node.write("printed", printed);
-        let file = |name: &str| node.path(name).display().to_string();
-        let users = [
-            "{ token: sh0rt-t0ken }".to_owned(),
-            format!("{{ tokenFile: {} }}", file("token")),
-            format!(
-                "{{ exec: {{ apiVersion: client.authentication.k8s.io/v1, command: cat, args: [{}] }} }}",
-                file("printed")
-            ),
-        ];
-        node.set("KUBECONFIG", &file("kubeconfig"));
-        for user in users {
-            let kubeconfig = format!(
-                "clusters: [{{ name: c, cluster: {{ server: 'http://{address}' }} }}]\ncontexts: [{{ name: c, context: {{ cluster: c, \
-                 user: u }} }}]\ncurrent-context: c\nusers: [{{ name: u, user: {user} }}]\n"
-            );
-            node.write("kubeconfig", &kubeconfig);
-            node.once(&["--pull-secret", "team/ecr-creds", "--timeout", "5s"])
-                .expect(6, &["nobody is called Bearer …"]);
-        }
-        done.store(true, Ordering::Relaxed);
-        TcpStream::connect(address).unwrap();
-    });
+    std::thread::spawn(move || repeat_authorization(&listener));
+    let mut node = Node::new();
+    node.hide("sh0rt-t0ken");
+    node.write("token", "sh0rt-t0ken\n");
+    let printed = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"sh0rt-t0ken"}}"#;
+    node.write("printed", printed);
+    let file = |name: &str| node.path(name).display().to_string();
+    let users = [
+        "{ token: sh0rt-t0ken }".to_owned(),
+        format!("{{ tokenFile: {} }}", file("token")),
+        format!(
+            "{{ exec: {{ apiVersion: client.authentication.k8s.io/v1, command: cat, args: [{}] }} }}",
+            file("printed")
+        ),
+    ];
+    node.set("KUBECONFIG", &file("kubeconfig"));
+    for user in users {
+        let kubeconfig = format!(
+            "clusters: [{{ name: c, cluster: {{ server: 'http://{address}' }} }}]\ncontexts: [{{ name: c, context: {{ cluster: c, \
+             user: u }} }}]\ncurrent-context: c\nusers: [{{ name: u, user: {user} }}]\n"
+        );
+        node.write("kubeconfig", &kubeconfig);
+        node.once(&["--pull-secret", "team/ecr-creds", "--timeout", "5s"])
+            .expect(6, &["nobody is called Bearer …"]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The linked layout: the file moves into the agent's directory and back, and a reader finds it at any moment.
 
 use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
+use crate::beside::Over;
 use crate::crash::{calls, in_parallel, settle, traced_run};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node, Run, Running, names, read};
@@ -8,7 +9,7 @@ use ecr_node_agent::auth_file::{AuthFile, Link, Memory};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const HIDDEN: &str = "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}";
 
@@ -463,11 +464,12 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
     let file = auth_file(&path);
     let mut memory = Memory::default();
     publish(&file, 0, &mut memory);
-    let (done, reads) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (over, reads) = (Over::default(), AtomicU32::new(0));
     let mut changes = 0;
     std::thread::scope(|scope| {
+        let end = over.guard();
         let reader = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 let bytes = fs::read(&path).unwrap();
                 assert_eq!(bytes.last(), Some(&b'\n'), "a document, whole");
                 reads.fetch_add(1, Ordering::Relaxed);
@@ -476,7 +478,7 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
         // A writer of ours knows nothing of it, and waits its turn.
         let writer = scope.spawn(|| {
             let mut number = 1;
-            while !done.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 publish(&file, number, &mut memory);
                 number += 1;
                 // A file that changes all the time keeps a change of the layout waiting.
@@ -494,7 +496,7 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
             change(&file);
             changes += 1;
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         reader.join().unwrap();
         writer.join().unwrap();
     });

@@ -4,6 +4,7 @@
 
 mod api_server;
 mod auth_file;
+mod beside;
 mod cli;
 mod clock;
 mod cluster;

@@ -2,6 +2,7 @@
 //!
 //! Nothing there runs the pods of a `CronJob` or of a Deployment. What they would run, the test runs, with their rights.
 
+use crate::beside::Over;
 use crate::cluster::{Api, Cluster, RbacRule, shared};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{HOST, Node, Running};
@@ -12,7 +13,6 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const NAME: &str = "ecr-creds";
@@ -96,12 +96,13 @@ fn held(api: &Api, namespace: &str) -> Option<(String, String)> {
 
 /// Looks at the secret all the while that something happens, and says how often it was missing or no use.
 fn gaps(cluster: &Cluster, namespace: &str, meanwhile: impl FnOnce()) -> usize {
-    let over = AtomicBool::new(false);
+    let over = Over::default();
     std::thread::scope(|scope| {
+        let end = over.guard();
         let watch = scope.spawn(|| {
             let api = Api::new(&cluster.admin());
             let (mut gaps, mut looks) = (0, 0);
-            while !over.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 gaps += usize::from(held(&api, namespace).is_none());
                 looks += 1;
             }
@@ -109,7 +110,7 @@ fn gaps(cluster: &Cluster, namespace: &str, meanwhile: impl FnOnce()) -> usize {
             gaps
         });
         meanwhile();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         watch.join().unwrap()
     })
 }

@@ -81,8 +81,11 @@ fn judge(version: &str, cases: &[Prepared], mut compare: impl FnMut(&Prepared, &
     let mut child =
         Command::new(program(version)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut questions = BufWriter::with_capacity(1 << 20, child.stdin.take().unwrap());
-    let mut answers = BufReader::with_capacity(1 << 20, child.stdout.take().unwrap()).lines();
+    let answers = child.stdout.take().unwrap();
     std::thread::scope(|scope| {
+        // Closed at the end of this scope, also where a comparison fails: otherwise the program would wait for a reader, and the thread
+        // for the program.
+        let mut answers = BufReader::with_capacity(1 << 20, answers).lines();
         scope.spawn(move || {
             for case in cases {
                 writeln!(questions, "{}", case.question).unwrap();

@@ -1,6 +1,7 @@
 //! What happens when another program changes the file in the moment between reading and replacing it.
 
 use crate::auth_file::{OPTIONS, at_rest, auth_file, publish, wanted};
+use crate::beside::Over;
 use crate::crash::{in_parallel, settle};
 use crate::needs::{Need, all_here, tell};
 use crate::node::{FOREIGN, HOST, Node, read};
@@ -10,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Output};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -291,13 +292,14 @@ fn edits_at_the_worst_moment_lose_nothing() {
     let temporary = directory.path().join(".ecr-node-agent-config.json.tmp");
     let mut memory = Memory::default();
     publish(&file, 0, &mut memory);
-    let (edited, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (edited, over) = (AtomicUsize::new(0), Over::default());
     let mut started_over = 0;
     std::thread::scope(|scope| {
+        let _end = over.guard();
         scope.spawn(|| {
             for number in 0..ROUNDS {
                 while !temporary.exists() {
-                    if done.load(Ordering::Relaxed) {
+                    if over.is_set() {
                         return;
                     }
                     std::hint::spin_loop();
@@ -311,7 +313,7 @@ fn edits_at_the_worst_moment_lose_nothing() {
                 let edit = if number % 2 == 0 { write } else { replace };
                 edit(&path, &text);
                 edited.fetch_add(1, Ordering::Relaxed);
-                while temporary.exists() {
+                while temporary.exists() && !over.is_set() {
                     std::hint::spin_loop();
                 }
             }
@@ -329,7 +331,6 @@ fn edits_at_the_worst_moment_lose_nothing() {
                 outcome
             });
         }
-        done.store(true, Ordering::Relaxed);
     });
     publish(&file, 9999, &mut memory);
     let edited = edited.into_inner();
@@ -345,28 +346,19 @@ fn edits_at_the_worst_moment_lose_nothing() {
     assert!(auths.contains_key("registry.example.com") && auths.contains_key(HOST));
 }
 
-/// Tells a thread to stop, also if the test fails: otherwise the test would wait for it without an end.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_layout_that_changes_beside_edits_loses_none() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     write(&path, "{\"auths\":{}}");
     let file = auth_file(&path);
-    let done = AtomicBool::new(false);
+    let over = Over::default();
     let mut changes = 0;
     let edits = std::thread::scope(|scope| {
         // Another program adds entries one after the other, in place or by a new file, and pauses now and then.
         let editor = scope.spawn(|| {
             let mut number = 0;
-            while !done.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 let Ok(mut document) = serde_json::from_slice::<Value>(&fs::read(&path).unwrap()) else {
                     continue;
                 };
@@ -378,7 +370,7 @@ fn a_layout_that_changes_beside_edits_loses_none() {
             }
             number
         });
-        let stop = StopOnDrop(&done);
+        let end = over.guard();
         while changes < 5 {
             // The other program may be faster again and again: then nothing is changed.
             let Ok(made) = file.link(OPTIONS, &mut Memory::default()) else { continue };
@@ -387,7 +379,7 @@ fn a_layout_that_changes_beside_edits_loses_none() {
                 file.unlink(OPTIONS).ok();
             }
         }
-        drop(stop);
+        drop(end);
         editor.join().unwrap()
     });
     let document = read(&path);

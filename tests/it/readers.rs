@@ -1,12 +1,13 @@
 //! Under load: a reader in a tight loop, and several writers at once.
 
 use crate::auth_file::{auth_file, publish};
+use crate::beside::Over;
 use crate::needs::tell;
 use crate::node::{FOREIGN, HOST, Node, read};
 use ecr_node_agent::auth_file::Memory;
 use ecr_node_agent::docker_config::parse;
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 #[test]
 fn a_reader_never_sees_anything_but_a_whole_document() {
@@ -15,11 +16,12 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
     let file = auth_file(&path);
     let mut memory = Memory::default();
     publish(&file, 0, &mut memory);
-    let done = AtomicBool::new(false);
+    let over = Over::default();
     let reads = AtomicU32::new(0);
     let replacements = std::thread::scope(|scope| {
+        let end = over.guard();
         let reader = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 let bytes = fs::read(&path).unwrap();
                 let parsed = parse::parse(&bytes).unwrap();
                 assert_eq!(parsed.defects, []);
@@ -35,7 +37,7 @@ fn a_reader_never_sees_anything_but_a_whole_document() {
             replacements += 1;
             publish(&file, replacements, &mut memory);
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         reader.join().unwrap();
         replacements
     });

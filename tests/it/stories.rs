@@ -3,6 +3,7 @@
 //!
 //! The alerts are evaluated by `promtool` over the series that the program exported.
 
+use crate::beside::Over;
 use crate::needs::{Need, all_here};
 use crate::node::{FOREIGN, HOST, Node, Running};
 use crate::serve::{address, get};
@@ -13,7 +14,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The job that the alerts are for.
 const JOB: &str = "ecr-node-agent/ecr-node-agent";
@@ -251,21 +251,17 @@ fn another_program_keeps_changing_the_file() {
     let agent = node.start(&["--listen", "127.0.0.1:0"]);
     let address = address(&agent);
     agent.wait("a token", || get(&address, "/readyz").0 == 200);
-    let stopped = AtomicBool::new(false);
+    let over = Over::default();
     std::thread::scope(|scope| {
+        let _end = over.guard();
         scope.spawn(|| {
-            while !stopped.load(Ordering::Relaxed) {
+            while !over.is_set() {
                 node.write("kubelet/config.json", FOREIGN);
                 std::thread::sleep(std::time::Duration::from_millis(800));
             }
         });
         let story = Story { class: "drift", alerts: &["EcrDriftFight"] };
-        let check = std::panic::AssertUnwindSafe(|| {
-            assert_named(&node, &agent, &address, &story, true);
-        });
-        let checked = std::panic::catch_unwind(check);
-        stopped.store(true, Ordering::Relaxed);
-        checked.unwrap();
+        assert_named(&node, &agent, &address, &story, true);
     });
     assert_in_order(&node, &agent, &address);
     agent.stop().expect(0, &[]);
