@@ -358,9 +358,13 @@ pub fn publish(file: &AuthFile, number: usize, memory: &mut Memory) -> Outcome {
 
 /// Repeats an update until the file is at rest.
 pub fn at_rest(mut update: impl FnMut() -> Outcome) -> Outcome {
+    let start = std::time::Instant::now();
     loop {
         match update() {
-            Outcome { effect: Effect::NotAtRest { retry_in }, .. } => std::thread::sleep(retry_in),
+            Outcome { effect: Effect::NotAtRest { retry_in }, .. } => {
+                assert!(start.elapsed().as_secs() < 300, "it waits longer than any update may");
+                std::thread::sleep(retry_in);
+            }
             outcome => return outcome,
         }
     }

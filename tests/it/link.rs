@@ -488,7 +488,9 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
         while changes < 8 || reads.load(Ordering::Relaxed) < 1000 {
             assert!(!reader.is_finished() && !writer.is_finished(), "somebody saw something else");
             let change = |file: &AuthFile| {
-                let made = at_rest(|| file.link(OPTIONS, &mut Memory::default()).unwrap());
+                // As the command does, it remembers how long it has waited.
+                let mut memory = Memory::default();
+                let made = at_rest(|| file.link(OPTIONS, &mut memory).unwrap());
                 assert_eq!(made.link, Some(Link::Made));
                 let undone = file.unlink(OPTIONS).unwrap();
                 assert_eq!(undone.link, Some(Link::Undone { left: Vec::new() }));
