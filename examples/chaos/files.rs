@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
@@ -28,6 +29,13 @@ pub struct File {
     foreign: Mutex<BTreeMap<String, Value>>,
     /// Whether another program is writing the file.
     writing: AtomicBool,
+    /// Held while another program writes the file, or fills its disk: half a file because of a full disk would be that program's
+    /// fault.
+    disk: Mutex<()>,
+    /// Whether it is on a small disk of its own.
+    has_small_disk: bool,
+    /// How often its disk was full.
+    full: AtomicU64,
     /// How many edits have ended.
     edits: AtomicU64,
     /// How often each way of writing was used.
@@ -40,18 +48,26 @@ pub struct File {
     waits: Mutex<Vec<Duration>>,
 }
 
-/// Makes the auth files: a plain one, one behind a symlink, and one behind a symlinked directory.
+/// Makes the auth files: a plain one, one behind a symlink, and one behind a symlinked directory, which is on a small disk of
+/// its own where that can be mounted.
 pub fn make(root: &Path) -> io::Result<Vec<File>> {
     for directory in ["plain", "linked", "behind", "real/deep"] {
         std::fs::create_dir_all(root.join(directory))?;
     }
     symlink("../behind/config.json", root.join("linked/config.json"))?;
     symlink("real", root.join("turned"))?;
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(root.join("real/deep")).stderr(Stdio::null());
+    // Only in a mount namespace of this program: the mount then ends with it.
+    let has_small_disk = std::env::var_os(crate::IN_NAMESPACE).is_some() && mount.status()?.success();
     let file = |name, path: &str| File {
         path: root.join(path),
         name,
         foreign: Mutex::default(),
         writing: AtomicBool::new(false),
+        disk: Mutex::default(),
+        has_small_disk: has_small_disk && path.starts_with("turned/deep"),
+        full: AtomicU64::new(0),
         edits: AtomicU64::new(0),
         styles: Mutex::default(),
         kept_in_copies: AtomicU64::new(0),
@@ -80,6 +96,7 @@ impl File {
     /// drop the agent's entry and its key, as chance decides.
     pub fn edit(&self, rng: &mut fastrand::Rng) {
         let style = Style::any(rng);
+        let disk = self.disk.lock().unwrap();
         self.writing.store(true, Ordering::SeqCst);
         let mut document = self.document().unwrap_or_default();
         let mut foreign = self.foreign.lock().unwrap();
@@ -112,6 +129,25 @@ impl File {
         drop(foreign);
         self.writing.store(false, Ordering::SeqCst);
         self.edits.fetch_add(1, Ordering::SeqCst);
+        drop(disk);
+    }
+
+    /// Fills the file's disk for a while, if that is a small one.
+    pub fn fill_disk(&self, time: Duration) {
+        if !self.has_small_disk {
+            return;
+        }
+        let _disk = self.disk.lock().unwrap();
+        let filler = self.path.with_file_name("filler");
+        let full =
+            std::fs::File::create(&filler).and_then(|mut filler| io::copy(&mut io::repeat(0), &mut filler));
+        match full {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+            other => self.report(format!("the disk cannot be filled: {other:?}")),
+        }
+        sleep(time);
+        std::fs::remove_file(filler).unwrap();
+        self.full.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Waits until the file holds a good token and exactly the entries of other programs.
@@ -221,7 +257,8 @@ impl File {
         };
         write!(
             text,
-            "), {} in a copy, good again after {:?} (median), {:?} (99 %), {:?} (longest)",
+            "), disk full {} times, {} in a copy, good again after {:?} (median), {:?} (99 %), {:?} (longest)",
+            self.full.load(Ordering::SeqCst),
             self.kept_in_copies.load(Ordering::SeqCst),
             at(50),
             at(99),

@@ -1,7 +1,7 @@
 //! Chaos: real agents keep several auth files, while other programs write these files in every way that programs do.
 //!
 //! `cargo run --release --example chaos -- [SECONDS [SEED]]`. One thread for each file edits it as another program does. One thread
-//! kills, freezes, restarts and doubles the agents, and makes ECR fail. One thread for each file reads it all the time. The
+//! kills, freezes, restarts and doubles the agents, fills a disk, and makes ECR fail. One thread for each file reads it all the time. The
 //! program checks these promises:
 //!
 //! - A reader never sees a torn file from the agent.
@@ -25,7 +25,8 @@ use ecr_emulator::{Api, Emulator, Fault, Options, Times};
 use files::{File, Reader};
 use jiff::SignedDuration;
 use std::error::Error;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -33,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// How long a token is valid: a short time, so that refreshes happen beside everything else.
 const TOKEN: SignedDuration = SignedDuration::from_secs(90);
+/// Set where this program runs in a mount namespace of its own.
+const IN_NAMESPACE: &str = "CHAOS_IN_NAMESPACE";
 
 fn main() -> ExitCode {
     // Chaos starts itself as the agent, so that only one program has to be built.
@@ -44,6 +47,10 @@ fn main() -> ExitCode {
         println!("usage: chaos [SECONDS [SEED]]");
         return ExitCode::from(2);
     };
+    if nix::unistd::geteuid().is_root() && std::env::var_os(IN_NAMESPACE).is_none() {
+        let error = in_namespace();
+        println!("chaos runs without a small disk: {error}");
+    }
     let (seconds, seed) = (seconds.unwrap_or(120), seed.unwrap_or(1));
     match run(Duration::from_secs(seconds), seed) {
         Ok(0) => ExitCode::SUCCESS,
@@ -56,6 +63,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts this program again in a mount namespace of its own. Returns only if that fails.
+fn in_namespace() -> std::io::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+    let mut command = Command::new("unshare");
+    command.arg("--mount").arg(program).args(std::env::args_os().skip(1)).env(IN_NAMESPACE, "1").exec()
 }
 
 /// Returns how many promises were broken.
@@ -92,7 +109,7 @@ fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
             })
             .collect();
         let mut rng = fastrand::Rng::with_seed(seed);
-        disturb(&aws, &agents, &mut rng, end);
+        disturb(&aws, &agents, &files, &mut rng, end);
         for editor in editors {
             editor.join().map_err(|_| "an editor panicked")?;
         }
@@ -119,6 +136,12 @@ fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
             println!("BROKEN: {promise}");
         }
         if !broken.is_empty() {
+            // The small disk ends with this program.
+            Command::new("cp")
+                .arg("-a")
+                .arg(root.path().join("real"))
+                .arg(root.path().join("real-copy"))
+                .status()?;
             println!("the files and the agents' log stay in {}", root.keep().display());
         }
         Ok(broken.len())
@@ -139,8 +162,8 @@ fn edit(file: &File, aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, e
     }
 }
 
-/// Kills, stops, restarts and doubles the agents, and makes ECR fail.
-fn disturb(aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, end: Instant) {
+/// Kills, stops, restarts and doubles the agents, fills disks, and makes ECR fail.
+fn disturb(aws: &Emulator, agents: &Agents, files: &[File], rng: &mut fastrand::Rng, end: Instant) {
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(rng.u64(200..4000)));
         match rng.u8(0..10) {
@@ -164,7 +187,12 @@ fn disturb(aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, end: Instan
                     aws.heal();
                 });
             }
-            _ => {}
+            _ => {
+                let time = Duration::from_millis(rng.u64(100..3000));
+                for file in files {
+                    file.fill_disk(time);
+                }
+            }
         }
     }
 }
