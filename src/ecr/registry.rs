@@ -196,8 +196,11 @@ pub enum ParseRegistryError {
     #[error("`{}` is more than a host: give the host alone, without scheme, path or user", .0.escape_debug())]
     NotAHost(String),
     /// A port on a host of ECR: the kubelet would match it with no image.
-    #[error("ECR's registries have no port: drop `:{0}`")]
+    #[error("ECR's registries have no port: drop `:{}`", .0.escape_debug())]
     Port(String),
+    /// A port of a custom domain that is none.
+    #[error("`{}` is no port: expected a number up to 65535", .0.escape_debug())]
+    NoPort(String),
     /// A character that no host name has, or a label that is empty or too long.
     #[error("`{}` is no host name (label `{}`)", .0.escape_debug(), .1.escape_debug())]
     Label(String, String),
@@ -313,8 +316,7 @@ pub fn host_of_proxy_endpoint(url: &str) -> Option<String> {
     let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
     let host = host.strip_suffix('/').unwrap_or(host).to_ascii_lowercase();
     let (name, port) = host.split_once(':').map_or((host.as_str(), None), |(name, port)| (name, Some(port)));
-    let port_is_one = port.is_none_or(|port| port.parse::<u16>().is_ok());
-    (port_is_one && !name.contains('*') && check_labels(name).is_ok()).then(|| host.clone())
+    (port.is_none_or(is_port) && !name.contains('*') && check_labels(name).is_ok()).then(|| host.clone())
 }
 
 /// Whether a host in lower case is a private registry of ECR in this region. A token of the region is good there, and
@@ -378,11 +380,16 @@ fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// Whether this is the number of a port, in digits alone: Rust reads `+7` as a number, URL parsers do not.
+pub(super) fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
 /// A custom domain: any host name, with or without a port. A pattern may match the names of one owner only.
 fn check_custom_domain(host: &str) -> Result<(), ParseRegistryError> {
     let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
-    if let Some(port) = port.filter(|port| port.parse::<u16>().is_err()) {
-        return Err(ParseRegistryError::Port(port.to_owned()));
+    if let Some(port) = port.filter(|port| !is_port(port)) {
+        return Err(ParseRegistryError::NoPort(port.to_owned()));
     }
     let last_two: Vec<&str> = name.rsplit('.').take(2).collect();
     if name.contains('*') && (last_two.len() < 2 || last_two.iter().any(|label| label.contains('*'))) {

@@ -1,5 +1,7 @@
 //! What a URL in a setting must look like (pure).
 
+use super::registry::is_port;
+
 /// Whether a text is an HTTP URL with a host, and without a user, a query and a fragment. The SDK panics on some that are
 /// not, and shows the whole request for others.
 #[must_use]
@@ -20,9 +22,7 @@ pub fn is_endpoint(url: &str) -> bool {
 #[must_use]
 pub fn has_usable_port(authority: &str) -> bool {
     match authority.rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => {
-            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
-        }
+        Some((_, port)) if !port.ends_with(']') => is_port(port),
         _ => true,
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 #[test]
 fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
     let two = format!("{HOST} public.ecr.aws");
-    let cases: [(&[&str], &str); 51] = [
+    let cases: [(&[&str], &str); 53] = [
         (&["--once", "status"], "unexpected argument '--once'"),
         (&["status", "--pull-secret", "a/b"], "unexpected argument '--pull-secret'"),
         (&["explain", "--dry-run", "a.example/b"], "unexpected argument '--dry-run'"),
@@ -64,6 +64,8 @@ fn what_cannot_be_meant_is_refused_with_one_line_and_nothing_is_written() {
         (&["--once", "--registry", "*.dkr.ecr.Europe.amazonaws.com"], "the host's region is wrong"),
         (&["--once", "--registry", "*.dkr.ecr.eu-west-1.amazonaws.lol"], "`amazonaws.lol` is not AWS's"),
         (&["--once", "--registry", "*.dkr.ecr.eu-west-1.amazonaws.com:443"], "drop `:443`"),
+        (&["--once", "--registry", "a.example:+7,region=eu-west-1"], "`+7` is no port"),
+        (&["--once", "--registry", "a.example:65536,region=eu-west-1"], "`65536` is no port"),
         (&["--once", "--registry", "a_b.example,region=eu-west-1"], "is no host name (label `a_b`)"),
         (&["--once", "--registry", "*.*,region=eu-west-1"], "would also match registries of others"),
         (&["--once", "--registry", "a.example,zone=1"], "is neither `region=REGION` nor `role=ARN`"),
