@@ -1,7 +1,7 @@
 //! What the agent does to the auth file, and what it never does.
 
 use crate::needs::{Need, all_here};
-use crate::node::{FOREIGN, HOST, Node, names, read};
+use crate::node::{FOREIGN, HOST, Node, names, output, read};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_node_agent::auth_file::{AuthFile, Effect, Memory, Outcome, PublishOptions};
@@ -324,8 +324,8 @@ fn a_mounted_file_is_refused_with_the_reason() {
     let wrapper =
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, host.to_str().unwrap()];
     let wrapper = [&wrapper[..], &[auth_file.to_str().unwrap()]].concat();
-    let output =
-        node.command(&wrapper, &["--once", "--auth-file", auth_file.to_str().unwrap()]).output().unwrap();
+    let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
+    let output = output(&mut node.command(&wrapper, &arguments));
     node.checked(&output).expect(5, &["a mount of its own", "mount its directory instead", "untouched"]);
     assert_eq!(fs::read_to_string(host).unwrap(), FOREIGN);
     assert_eq!(node.names(), ["config.json"]);
@@ -340,7 +340,7 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
     let script = "mount -t tmpfs t /var/lib && mount -t tmpfs t /etc && mkdir /var/lib/kubelet /etc/machine-config-daemon \
                   && \"$0\" \"$@\"; code=$?; ls /var/lib/kubelet; exit $code";
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
-    let run = |arguments: &[&str]| node.checked(&node.command(&wrapper, arguments).output().unwrap());
+    let run = |arguments: &[&str]| node.checked(&output(&mut node.command(&wrapper, arguments)));
     let refused = run(&["--once"]).expect(5, &["OpenShift", "--auth-file"]);
     assert_eq!(refused.out, "");
     let done = run(&["--once", "--auth-file", "/var/lib/kubelet/config.json"]).expect(0, &[]);

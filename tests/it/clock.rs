@@ -154,17 +154,17 @@ mod steps {
     fn a_day_back_costs_no_call_and_the_next_refresh_comes_when_it_should() {
         let node = Node::new();
         let start = Instant::now();
-        let agent = node.start(&["--interval", "20s", "--spread", "0s"]);
+        let agent = node.start(&["--interval", "40s", "--spread", "0s"]);
         agent.wait_for("\"published\"", 1);
         // What its own write wakes it for is over.
         sleep(Duration::from_secs(2));
         step(-day());
         agent.wait_for("the wall clock was set", 1);
-        assert!(start.elapsed() < Duration::from_secs(15), "nobody told it before the next refresh");
+        assert_eq!(node.aws.count(Api::Ecr), 1, "nobody told it before the next refresh: {}", agent.said());
         assert_calm(&agent, &node);
         // Not a day late: by the time since boot.
         agent.wait("another call", || node.aws.count(Api::Ecr) == 2);
-        assert!(start.elapsed() >= Duration::from_secs(18), "{:?}", start.elapsed());
+        assert!(start.elapsed() >= Duration::from_secs(36), "{:?}", start.elapsed());
         agent.wait_for("fetched an authorization token", 2);
         assert_calm(&agent, &node);
         agent.stop().expect(0, &[]);
@@ -191,13 +191,17 @@ mod steps {
             let options = Options { clock_offset: SignedDuration::from_secs(set), ..Options::default() };
             let node = Node::with(options);
             let agent = node.start(&[]);
-            agent.wait("a long back-off", || agent.last_delay() > Duration::from_secs(6));
+            agent.wait("a long back-off", || agent.last_delay() > Duration::from_secs(12));
             assert!(agent.said().contains("refuses the signature for its time"), "{}", agent.said());
             let start = Instant::now();
             step(set);
             node.aws.set_clock_offset(SignedDuration::ZERO);
             agent.wait_for("\"published\"", 1);
-            assert!(start.elapsed() < Duration::from_secs(5), "it waited for the next try: {}", agent.said());
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "it waited for the next try: {}",
+                agent.said()
+            );
             assert_calm(&agent, &node);
             agent.stop().expect(0, &[]);
         }

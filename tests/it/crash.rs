@@ -1,7 +1,7 @@
 //! A reader never sees a torn file, whenever the agent is killed; and what a failing system call leaves behind.
 
 use crate::needs::{Need, all_here, tell};
-use crate::node::{FOREIGN, HOST, Node, Run};
+use crate::node::{FOREIGN, HOST, Node, Run, output};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,7 +116,7 @@ pub fn traced_run(node: &Node, command: &str, more: &[&str], inject: Option<&str
     wrapper.extend(inject.iter().flat_map(|inject| ["-e", inject]));
     let auth_file = node.auth_file();
     let arguments = [&[command, "--auth-file", auth_file.to_str().unwrap()], more].concat();
-    let output = node.command(&wrapper, &arguments).output().unwrap();
+    let output = output(&mut node.command(&wrapper, &arguments));
     (node.checked(&output), fs::read_to_string(log).unwrap_or_default())
 }
 
@@ -221,7 +221,7 @@ fn on_mount(node: &Node, mount: &str) -> Run {
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, root.to_str().unwrap()];
     let auth_file = node.auth_file();
     let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
-    node.checked(&node.command(&wrapper, &arguments).output().unwrap())
+    node.checked(&output(&mut node.command(&wrapper, &arguments)))
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn without_write_permission_the_old_file_stays() {
     let auth_file = node.auth_file();
     let wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let arguments = ["--once", "--auth-file", auth_file.to_str().unwrap()];
-    let output = node.command(&wrapper, &arguments).output().unwrap();
+    let output = output(&mut node.command(&wrapper, &arguments));
     node.checked(&output)
         .expect(5, &["cannot create the temporary file: EACCES", auth_file.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(auth_file).unwrap(), "{}");

@@ -192,9 +192,8 @@ fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
         agent.wait("the other file", || other.exists());
         tell(&format!("beside a fight: repaired after {} ms", start.elapsed().as_millis()));
         agent.wait_for("were restored", round);
-        assert!(start.elapsed() < Duration::from_secs(20), "it waited for the fight: {:?}", start.elapsed());
+        assert!(!node.auth_file().exists(), "it waited for the fight, or the fight goes on");
     }
-    assert!(!node.auth_file().exists(), "the fight goes on");
     agent.stop().expect(0, &[]);
     assert_eq!(node.aws.count(Api::Ecr), 1);
 }
@@ -298,10 +297,12 @@ fn a_watch_comes_back_once_there_is_room_for_it() {
     assert!(raise.status().unwrap().success());
     agent.wait_within(BLIND, "a watch", || agent.said().contains("watched again"));
     let start = Instant::now();
-    fs::remove_file(node.auth_file()).unwrap();
-    agent.wait("our token", || has_our_token(&node));
-    // It is far from the next look.
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    for _ in 0..5 {
+        fs::remove_file(node.auth_file()).unwrap();
+        agent.wait("our token", || has_our_token(&node));
+    }
+    // Looks once a minute would have taken four minutes at least.
+    assert!(start.elapsed() < Duration::from_mins(4), "{:?}", start.elapsed());
     agent.stop().expect(0, &[]);
     assert_eq!(node.aws.count(Api::Ecr), 1);
 }
@@ -339,8 +340,8 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
     // The file's fsync takes so long.
     for (microseconds, signals, said) in [
         ("delay_enter=1000000", 1, "\"published\""),
-        ("delay_enter=20000000", 1, "gave up a write that took too long"),
-        ("delay_enter=20000000", 2, "second stop signal: gave up a write that was under way"),
+        ("delay_enter=600000000", 1, "gave up a write that took too long"),
+        ("delay_enter=600000000", 2, "second stop signal: gave up a write that was under way"),
     ] {
         let node = Node::with_auth_file(FOREIGN);
         let (log, inject) = (node.path("strace.log"), format!("inject=fsync:{microseconds}:when=1"));
@@ -349,17 +350,13 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
         let agent = node.start_under(&strace, &[]);
         let temporary = || node.names().iter().any(|name| name != "config.json");
         agent.wait("a replacement under way", temporary);
-        let start = Instant::now();
         agent.signal(Signal::SIGTERM);
         agent.wait_for("stopping", 1);
         if signals == 2 {
             agent.signal(Signal::SIGINT);
         }
         agent.wait("its end", || agent.is_over());
-        let took = start.elapsed();
         agent.stop().expect(0, &[said]);
-        assert!(took < Duration::from_secs(15), "{took:?}");
-        assert!(signals == 1 || took < Duration::from_secs(3), "the second signal was not heard: {took:?}");
         assert_eq!(node.document()["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz");
     }
 }
@@ -624,7 +621,7 @@ fn a_log_that_nobody_reads_holds_up_no_stop() {
     let (_reader, writer) = full_pipe();
     let agent = node.start_logging_to(writer.into());
     agent.wait("our token", || has_our_token(&node));
-    let start = Instant::now();
-    agent.stop().expect(0, &[]);
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    agent.signal(Signal::SIGTERM);
+    agent.wait("its end", || agent.is_over());
+    agent.ended().expect(0, &[]);
 }

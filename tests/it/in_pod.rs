@@ -1,7 +1,7 @@
 //! `status` and `explain` in the pods that the chart renders: what is not mounted there is unknown, never missing.
 
 use crate::needs::{Need, all_here};
-use crate::node::{HOST, Node, Run};
+use crate::node::{HOST, Node, Run, output};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -105,7 +105,7 @@ fn run(node: &mut Node, container: &Container, arguments: &[&str]) -> Run {
         }
     }
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", RUN, "sh"];
-    let output = node.command(&wrapper, arguments).output().unwrap();
+    let output = output(&mut node.command(&wrapper, arguments));
     node.checked(&output)
 }
 

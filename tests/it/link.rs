@@ -4,7 +4,7 @@ use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
 use crate::beside::Over;
 use crate::crash::{calls, in_parallel, settle, traced_run};
 use crate::needs::{Need, all_here, tell};
-use crate::node::{FOREIGN, HOST, Node, Run, Running, names, read};
+use crate::node::{FOREIGN, HOST, Node, Run, Running, names, output, read};
 use ecr_node_agent::auth_file::{AuthFile, Link, Memory};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -98,7 +98,7 @@ fn an_agent_that_sees_only_the_directory_does_everything() {
     let inside = node.inside();
     let run = |command: &str| {
         let arguments = [command, "--auth-file", inside.to_str().unwrap()];
-        node.checked(&node.command(&wrapper, &arguments).output().unwrap())
+        node.checked(&output(&mut node.command(&wrapper, &arguments)))
     };
     run("--once").expect(0, &["published"]);
     node.assert_latest_token(HOST);
@@ -296,7 +296,7 @@ fn a_mount_is_refused_with_the_reason() {
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, root.to_str().unwrap()];
         let auth_file = node.auth_file();
         let arguments = ["link", "--auth-file", auth_file.to_str().unwrap()];
-        node.checked(&node.command(&wrapper, &arguments).output().unwrap()).expect(5, &[said]);
+        node.checked(&output(&mut node.command(&wrapper, &arguments))).expect(5, &[said]);
         assert!(!fs::symlink_metadata(&auth_file).is_ok_and(|found| found.is_symlink()), "{mount}");
     }
 }
@@ -310,7 +310,7 @@ fn an_openshift_node_is_left_alone_unless_the_file_is_named() {
     let script = "mount -t tmpfs t /var/lib && mount -t tmpfs t /etc && mkdir /var/lib/kubelet /etc/machine-config-daemon \
                   && \"$0\" \"$@\"; code=$?; ls /var/lib/kubelet; exit $code";
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
-    let run = |arguments: &[&str]| node.checked(&node.command(&wrapper, arguments).output().unwrap());
+    let run = |arguments: &[&str]| node.checked(&output(&mut node.command(&wrapper, arguments)));
     assert_eq!(run(&["link"]).expect(5, &["OpenShift"]).out, "");
     let done = run(&["link", "--auth-file", "/var/lib/kubelet/config.json"]).expect(0, &[]);
     assert_eq!(done.out, "config.json\necr-node-agent\n");

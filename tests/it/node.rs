@@ -5,6 +5,7 @@ use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Emulator, Options};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -152,7 +153,7 @@ impl Node {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Run {
-        self.checked(&self.command(&[], arguments).output().unwrap())
+        self.checked(&output(&mut self.command(&[], arguments)))
     }
 
     /// No test's run may show a secret, in any stream.
@@ -209,6 +210,26 @@ impl Run {
         }
         self
     }
+}
+
+/// Longer than any run of the program takes on a busy machine. One that does not end fails its test, and does not hold up the
+/// others.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Runs a command to its end, and kills it with its child processes if that does not come.
+pub fn output(command: &mut Command) -> Output {
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let (is_over, end) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if end.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(is_over);
+    output
 }
 
 pub fn read(path: &Path) -> Value {
@@ -345,7 +366,14 @@ impl Running<'_> {
 
     /// Waits for its end.
     pub fn ended(mut self) -> Run {
-        let status = self.child.wait().unwrap();
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < LIMIT, "it does not end:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(2));
+        };
         let output = Output { status, stdout: Vec::new(), stderr: self.said().into_bytes() };
         self.node.checked(&output)
     }

@@ -1,7 +1,7 @@
 //! IAM Roles Anywhere: a certificate becomes credentials, and each thing that can be wrong says what to do.
 
 use crate::needs::{self, Need};
-use crate::node::{HOST, Node, Run};
+use crate::node::{HOST, Node, Run, output};
 use ecr_emulator::{Api, Fault, Options, RolesAnywhere, Times};
 use jiff::SignedDuration;
 use rcgen::{
@@ -224,7 +224,7 @@ fn a_certificate_that_may_not_be_read_is_said_so() {
     } else {
         &[]
     };
-    let output = node.command(wrapper, &arguments).output().unwrap();
+    let output = output(&mut node.command(wrapper, &arguments));
     let said = [
         "cannot be read by this program, which runs as uid ",
         "mount its directory into the agent's container",
