@@ -92,7 +92,7 @@ impl Reason {
     fn of_class(class: &str) -> Option<Self> {
         match class {
             "credentials" | "region" | "denied" => Some(Self::CredentialsRefused),
-            "auth_file" => Some(Self::AuthFileFailing),
+            "auth_file" | "link" => Some(Self::AuthFileFailing),
             "drift" => Some(Self::DriftFight),
             _ => None,
         }

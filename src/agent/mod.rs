@@ -1,11 +1,12 @@
 //! The daemon: waits for something to happen, hands it to the part that it concerns, and starts what is due.
 //!
-//! The parts own their state and do not know each other: [`Sources`] (tokens), [`AuthFiles`] (writes), [`Watches`] (changed
-//! files). Their methods return values, and the loop connects these. The loop does no file I/O and waits for nothing but
+//! The parts own their state and do not know each other: [`Sources`] (tokens), [`AuthFiles`] (writes), [`Links`] (who watches
+//! the links), [`Watches`] (changed files). Their methods return values, and the loop connects these. The loop does no file I/O and waits for nothing but
 //! a deadline, an event or a signal.
 
 pub mod auth_files;
 pub mod file_watch;
+pub mod links;
 pub mod mounts;
 pub mod readiness;
 pub mod signals;
@@ -33,6 +34,7 @@ use crate::token::TokenStore;
 use auth_files::{AuthFiles, WriteEnded};
 use file_watch::WatchedPath;
 use jiff::SignedDuration;
+use links::Links;
 use signals::{Signal, Signals};
 use sources::{AttemptResult, Sources};
 use state_file::StateFile;
@@ -57,6 +59,7 @@ const LONGEST_SLEEP: Duration = Duration::from_hours(24);
 struct Agent {
     sources: Sources,
     files: AuthFiles,
+    links: Links,
     watches: Watches,
     reports: Reports,
     /// What the pull secrets should hold. Their tasks take it from here.
@@ -122,6 +125,7 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
     let mut agent = Agent {
         sources: Sources::new(TokenStore::new(&settings), daemon.policy.clone(), now),
         files: AuthFiles::new(&settings.auth_files, now),
+        links: Links::new(&settings.auth_files),
         watches: Watches::new(watched(&settings, &daemon), now),
         reports: Reports {
             metrics,
@@ -159,6 +163,7 @@ async fn start(settings: Settings, daemon: DaemonSettings) -> Result<ExitStatus,
             event = agent.watches.event() => agent.record_watch(event),
             result = agent.sources.finished() => agent.record_attempt(result),
             ended = agent.files.finished() => agent.record_write(ended),
+            () = agent.links.looked(clock::now) => {}
             // The next turn takes it from there.
             Ok(()) = agent.startup.state.changed() => {}
             () = agent.reports.systemd.sendable() => {}
@@ -207,10 +212,12 @@ fn start_startup_taint(
     Startup { credentials, state }
 }
 
-/// What is watched: each auth file, and the files that credentials come from.
+/// What is watched: each auth file, with the record of the link to it in the linked layout, and the files that credentials come from.
 fn watched(settings: &Settings, daemon: &DaemonSettings) -> Vec<(Subject, Vec<WatchedPath>)> {
     let file = |(number, file): (usize, &crate::auth_file::AuthFile)| {
-        (Subject::AuthFile(number), vec![WatchedPath::File(file.path.clone())])
+        let record = file.is_inside().then(|| file.link_record());
+        let paths = [file.path.clone()].into_iter().chain(record).map(WatchedPath::File);
+        (Subject::AuthFile(number), paths.collect())
     };
     let directory = settings.identity.directory().map(Path::to_owned).map(WatchedPath::Directory);
     let files = daemon.credential_files.iter().cloned().map(WatchedPath::File);
@@ -264,7 +271,8 @@ impl Agent {
     /// What fails at the moment.
     fn failures(&self, now: Now) -> Vec<Failure> {
         let startup = self.startup.state.borrow().failure.clone();
-        [self.sources.failures(), self.files.failures(now), startup.into_iter().collect()].concat()
+        let startup = startup.into_iter().collect();
+        [self.sources.failures(), self.files.failures(now), self.links.failures(), startup].concat()
     }
 
     /// The earliest moment at which something is due.
@@ -304,7 +312,10 @@ impl Agent {
         let now = clock::both();
         for subject in self.watches.record(event, now) {
             match subject {
-                Subject::AuthFile(number) => self.files.look(number, now),
+                Subject::AuthFile(number) => {
+                    self.files.look(number, now);
+                    self.links.look();
+                }
                 Subject::Credentials => {
                     if self.sources.credentials_changed(now) {
                         info!(reason = "credentials", "refreshing now");
@@ -332,6 +343,7 @@ impl Agent {
                     &self.files,
                     now.wall,
                 ));
+                self.reports.metrics.links(self.links.repairs());
                 self.reports.metrics.fight(self.files.is_fighting(now));
                 self.reports.metrics.retries(self.sources.waiting() + self.files.waiting());
                 self.reports.metrics.failing(&self.failures(now));

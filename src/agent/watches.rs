@@ -229,7 +229,7 @@ impl WatchState {
 impl Subject {
     fn name(self, paths: &[WatchedPath]) -> String {
         match (self, paths) {
-            (Self::AuthFile(_), [WatchedPath::File(path)]) => path.display().to_string(),
+            (Self::AuthFile(_), [WatchedPath::File(path), ..]) => path.display().to_string(),
             (Self::AuthFile(_), _) => "auth file".to_owned(),
             (Self::Credentials, _) => "credential files".to_owned(),
         }

@@ -2,7 +2,7 @@
 
 use super::error::{AuthFileError, OPENSHIFT};
 use crate::docker_config::search::Kubelet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The agent's directory in the kubelet's root, in the linked layout.
@@ -43,13 +43,37 @@ impl AuthFile {
     }
 
     /// The same file, by its name in the agent's directory.
-    pub(super) fn inside(&self) -> Self {
+    #[must_use]
+    pub fn inside(&self) -> Self {
         let name = self.path.file_name().unwrap_or_default();
         Self { path: self.path.with_file_name(DIRECTORY).join(name), ..self.clone() }
     }
 
     /// Whether the path leads into the agent's directory.
-    pub(super) fn is_inside(&self) -> bool {
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
         self.path.parent().is_some_and(|parent| parent.file_name() == Some(OsStr::new(DIRECTORY)))
     }
+
+    /// Whether the path is the agent's link.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        let target = self.path.file_name().map(|name| Path::new(DIRECTORY).join(name));
+        std::fs::read_link(&self.path).ok() == target
+    }
+
+    /// The file in the agent's directory in which `link --watch` records what became of the link.
+    #[must_use]
+    pub fn link_record(&self) -> PathBuf {
+        let file = if self.is_inside() { self.path.clone() } else { self.inside().path };
+        let name = file.file_name().unwrap_or_default();
+        file.with_file_name(link_record_name(name))
+    }
+}
+
+/// The name of the record of the link to `name`.
+pub(super) fn link_record_name(name: &OsStr) -> OsString {
+    let mut record = name.to_owned();
+    record.push(".link");
+    record
 }

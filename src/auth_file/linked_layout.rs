@@ -6,7 +6,7 @@
 
 use super::directory::{LOCK_WAIT, LockedDirectory, Named, Symlink, is_same};
 use super::error::AuthFileError;
-use super::file::{AuthFile, DIRECTORY};
+use super::file::{AuthFile, DIRECTORY, link_record_name};
 use super::memory::Memory;
 use super::outcome::{Effect, Link, Note, Outcome, PublishOptions};
 use super::plan::Operation;
@@ -167,7 +167,9 @@ impl AuthFile {
             _ => false,
         };
         if options.dry_run {
-            let goes = |other: &OsString| other == name && (link.is_some() || is_superseded);
+            let record = link_record_name(name);
+            let goes =
+                |other: &OsString| *other == record || other == name && (link.is_some() || is_superseded);
             let mut left = self.names(inside.as_ref())?;
             left.retain(|name| !goes(name));
             return Ok(Some(Link::Undone { left }));
@@ -195,6 +197,9 @@ impl AuthFile {
             }
             (_, None, Some(link)) => replaced(root.delete_same(name, link))?,
             _ => {}
+        }
+        if let Some(inside) = inside {
+            inside.delete_leftover(&link_record_name(name)).map_err(|source| self.failed(source))?;
         }
         let gone = root.delete_directory(OsStr::new(DIRECTORY)).map_err(|source| self.failed(source))?;
         let left = if gone { Vec::new() } else { self.names(inside.as_ref())? };
@@ -255,7 +260,7 @@ impl AuthFile {
 
     /// The agent's directory, if it exists and is safe: a directory of root's or the agent's user's, that no other user may
     /// write, and no mount.
-    fn own_directory(
+    pub(super) fn own_directory(
         &self,
         root: &LockedDirectory,
         make: bool,

@@ -21,6 +21,7 @@
 //! | [`directory`] | a locked directory, and lookups in it |
 //! | [`replace`], [`attributes`] | the system calls of a replacement |
 //! | [`linked_layout`] | makes and undoes the linked layout |
+//! | [`link_record`] | what `link --watch` records for the agent, which does not see the link |
 //! | [`publish`] | updates several files, each in a thread of its own |
 //! | [`outcome`], [`error`] | how an update ends |
 
@@ -31,6 +32,7 @@ pub mod exposure;
 pub mod file;
 pub mod hidden;
 pub mod judge;
+pub mod link_record;
 pub mod linked_layout;
 pub mod memory;
 pub mod outcome;
@@ -47,6 +49,7 @@ pub mod writers;
 
 pub use self::error::AuthFileError;
 pub use self::file::{AuthFile, DIRECTORY};
+pub use self::link_record::{LinkFailure, LinkRecord, LinkWatch};
 pub use self::memory::Memory;
 pub use self::outcome::{Effect, Link, Note, Outcome, PublishOptions};
 pub use self::read::read_place;

@@ -2,7 +2,7 @@
 
 use crate::agent::signals::Signals;
 use crate::auth_file::publish::on_each;
-use crate::auth_file::{AuthFile, Memory, PublishOptions};
+use crate::auth_file::{AuthFile, Effect, LinkRecord, Memory, PublishOptions};
 use crate::ecr::registry::Registry;
 use crate::pull_secret;
 use crate::pull_secret::names::PullSecrets;
@@ -41,12 +41,30 @@ pub(super) async fn remove(
 pub(super) async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> ExitStatus {
     let options = PublishOptions { now: clock::now(), dry_run, explicit: true };
     let change = move |file: &AuthFile, memory: &mut Memory| {
-        if undo { file.unlink(options) } else { file.link(options, memory) }
+        if undo {
+            return file.unlink(options);
+        }
+        let outcome = file.link(options, memory)?;
+        if !dry_run && !matches!(outcome.effect, Effect::NotAtRest { .. }) {
+            // A watcher that runs writes it again; one that has ended is not expected any more.
+            LinkRecord::delete(file)?;
+        }
+        Ok(outcome)
     };
-    let published = on_each(auth_files, Instant::now() + LIMIT, change).await;
-    let round = Round { published, ..Round::default() };
+    let round =
+        Round { published: on_each(auth_files, Instant::now() + LIMIT, change).await, ..Round::default() };
     super::log_files(&round, dry_run);
     super::finished(&round, dry_run)
+}
+
+/// Makes the links for a watcher, and logs what became of them.
+pub(super) async fn make_links(auth_files: &[AuthFile]) -> Round {
+    let options = PublishOptions { now: clock::now(), dry_run: false, explicit: true };
+    let make = move |file: &AuthFile, memory: &mut Memory| file.link(options, memory);
+    let round =
+        Round { published: on_each(auth_files, Instant::now() + LIMIT, make).await, ..Round::default() };
+    super::log_files(&round, false);
+    round
 }
 
 /// Does something, and if that went well stays until it is asked to stop.

@@ -1,21 +1,24 @@
 //! `link --watch`: makes the link again when another program replaces it.
 //!
 //! The agent cannot see the link in the linked layout. This process sees the kubelet's root directory, but uses no network and no
-//! credentials.
+//! credentials. It records for the agent what becomes of the links.
 
-use super::files::link;
+use super::files::make_links;
 use crate::agent::file_watch::WatchedPath;
 use crate::agent::signals::Signals;
 use crate::agent::watches::{Subject, Watches};
-use crate::auth_file::{AuthFile, DIRECTORY};
-use crate::report::exit::{ExitStatus, failed};
+use crate::auth_file::Link::Made;
+use crate::auth_file::{AuthFile, LinkRecord};
+use crate::report::exit::{ExitStatus, chain, failed};
+use crate::round::Round;
 use crate::time::clock;
 use crate::time::timer::{Deadline, Timer};
-use std::fs;
+use jiff::Timestamp;
+use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
-use tracing::info;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
 
 /// The program that replaced the link may not be done yet.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -36,9 +39,14 @@ async fn watch(auth_files: &[AuthFile]) -> io::Result<ExitStatus> {
     // First of all: process 1 of a container gets only the signals that it has a handler for.
     let mut signals = Signals::listen()?;
     let timer = Timer::new()?;
-    match link_unless_stopped(auth_files, &mut signals).await {
-        Some(ExitStatus::Done) => {}
-        status => return Ok(status.unwrap_or(ExitStatus::Done)),
+    let mut links: Vec<Link> = auth_files.iter().map(Link::new).collect();
+    let Some(first) = make_links_unless_stopped(auth_files, &mut signals).await else {
+        return Ok(ExitStatus::Done);
+    };
+    let status = first.exit_status();
+    record(&mut links, first, None, true).await;
+    if status != ExitStatus::Done {
+        return Ok(status);
     }
     let subject = |(number, file): (usize, &AuthFile)| {
         (Subject::AuthFile(number), vec![WatchedPath::File(file.path.clone())])
@@ -53,15 +61,16 @@ async fn watch(auth_files: &[AuthFile]) -> io::Result<ExitStatus> {
         let now = clock::both();
         if due.is_some_and(|due| now.is_past(due)) {
             due = None;
-            if !auth_files.iter().all(is_linked) {
+            if !auth_files.iter().all(AuthFile::is_linked) {
                 info!("another program has replaced a link");
-                let Some(status) = link_unless_stopped(auth_files, &mut signals).await else {
+                let Some(repair) = make_links_unless_stopped(auth_files, &mut signals).await else {
                     return Ok(ExitStatus::Done);
                 };
                 let pause = clock::both().after(PAUSE);
                 not_before = Some(pause);
                 // What failed is logged, and tried again.
-                due = (status != ExitStatus::Done).then_some(pause);
+                due = (repair.exit_status() != ExitStatus::Done).then_some(pause);
+                record(&mut links, repair, Some(pause.wall), false).await;
             }
         }
         let now = clock::both();
@@ -84,17 +93,49 @@ async fn watch(auth_files: &[AuthFile]) -> io::Result<ExitStatus> {
     }
 }
 
-/// Makes the links. `None` if a signal to stop came first; a repair may be left at any step.
-async fn link_unless_stopped(auth_files: &[AuthFile], signals: &mut Signals) -> Option<ExitStatus> {
-    tokio::select! {
-        biased;
-        () = signals.stop() => None,
-        status = link(auth_files, false, false) => Some(status),
+/// A link that is watched.
+struct Link {
+    file: AuthFile,
+    record: LinkRecord,
+    /// The record's file. While it is open, it is locked, and so shows that the watcher runs.
+    lock: Option<File>,
+}
+
+impl Link {
+    fn new(file: &AuthFile) -> Self {
+        Self { file: file.clone(), record: LinkRecord::default(), lock: None }
     }
 }
 
-/// Whether the path is the agent's link.
-fn is_linked(file: &AuthFile) -> bool {
-    let target = file.path.file_name().map(|name| Path::new(DIRECTORY).join(name));
-    fs::read_link(&file.path).ok() == target
+/// Makes the links. `None` if a signal to stop came first; a repair may be left at any step.
+async fn make_links_unless_stopped(auth_files: &[AuthFile], signals: &mut Signals) -> Option<Round> {
+    tokio::select! {
+        biased;
+        () = signals.stop() => None,
+        round = make_links(auth_files) => Some(round),
+    }
+}
+
+/// Records what became of the links. The `first` attempt makes the layout, and is no repair.
+async fn record(links: &mut Vec<Link>, round: Round, next_attempt: Option<Timestamp>, first: bool) {
+    let now = clock::now();
+    let mut recorded = std::mem::take(links);
+    for (link, published) in recorded.iter_mut().zip(round.published) {
+        let result = published.result.map(|outcome| !first && outcome.link == Some(Made));
+        link.record.attempted(result.map_err(|error| chain(&error)), now, next_attempt);
+    }
+    let write = spawn_blocking(move || {
+        for link in &mut recorded {
+            match link.record.write(&link.file) {
+                Ok(lock) => link.lock = Some(lock),
+                Err(error) => {
+                    let path = link.file.link_record();
+                    warn!(path = %path.display(), error = chain(&error), "cannot record what became of the link");
+                }
+            }
+        }
+        recorded
+    });
+    // A panic is logged, and ends the records.
+    *links = write.await.unwrap_or_default();
 }

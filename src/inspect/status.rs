@@ -2,7 +2,7 @@
 
 use super::explain;
 use super::visibility::Visibility;
-use crate::auth_file::{AuthFile, AuthFileError};
+use crate::auth_file::{AuthFile, AuthFileError, DIRECTORY, LinkWatch};
 use crate::docker_config::key::{index_key, visible};
 use crate::docker_config::keyring::{Entry, Keyring};
 use crate::docker_config::ledger::Record;
@@ -124,7 +124,9 @@ pub fn look(
     let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
     let mut status = inspect(path, bytes, registries, now);
     let shadowing = bytes.map(|bytes| status.shadowing(bytes)).unwrap_or_default();
-    status.warnings = [hiding(file, visibility), shadowing].concat();
+    let (lost, links) = link(file);
+    status.problems.extend(lost);
+    status.warnings = [hiding(file, visibility), shadowing, links].concat();
     status.kubelet_reads_by = std::fs::metadata(&file.path)
         .ok()
         .and_then(|metadata| Timestamp::from_second(metadata.ctime()).ok())
@@ -193,6 +195,39 @@ fn inspect(path: String, bytes: Option<&[u8]>, asked: &[Registry], now: Timestam
         });
     }
     status.with_missing(asked)
+}
+
+/// In the linked layout: why there is no link, and what else is to be known of the link to this file.
+fn link(file: &AuthFile) -> (Option<String>, Vec<String>) {
+    if !file.is_inside() && !file.is_linked() {
+        let inside = file.inside().path;
+        let target =
+            inside.file_name().map(|name| std::path::Path::new(DIRECTORY).join(name)).unwrap_or_default();
+        let warning = format!(
+            "this is no link to {}: `ecr-node-agent link` makes it again, `ecr-node-agent link --undo` deletes that file",
+            target.display()
+        );
+        return (None, if inside.is_file() { vec![warning] } else { Vec::new() });
+    }
+    let unwatched =
+        "if another program replaces the link to this file, the kubelet does not read this file any more";
+    let watch = LinkWatch::find(file);
+    let mut warnings = match &watch {
+        Ok(LinkWatch::Running(_)) => Vec::new(),
+        Ok(LinkWatch::None) => vec![format!("no `link --watch` runs: {unwatched}")],
+        Ok(LinkWatch::Ended(_)) => vec![format!("`link --watch` has ended: {unwatched}")],
+        Err(error) => vec![format!("cannot read {}: {error}", file.link_record().display())],
+    };
+    let Some(record) = watch.as_ref().ok().and_then(LinkWatch::record) else { return (None, warnings) };
+    if let Some(last) = record.last_repair {
+        let times =
+            if record.repairs == 1 { "1 time".to_owned() } else { format!("{} times", record.repairs) };
+        warnings.push(format!(
+            "another program has replaced the link to this file {times}, and `link --watch` has made it again, last at {last:.0}"
+        ));
+    }
+    let lost = record.failure.as_ref().filter(|_| file.is_inside());
+    (lost.map(|lost| format!("the kubelet does not read this file: {}", lost.error)), warnings)
 }
 
 /// Files in the kubelet's search path that it uses instead of this one, or that this one hides.

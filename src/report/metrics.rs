@@ -36,6 +36,7 @@ struct Files {
     writes: IntCounterVec,
     repairs: IntCounter,
     fighting: IntGauge,
+    link_repairs: IntCounter,
 }
 
 /// Metrics about pull secrets and service accounts.
@@ -209,6 +210,10 @@ impl Files {
                 "drift_fight",
                 "1 while another program keeps changing an auth file, and the agent restores its entries once a minute at most.",
             )?,
+            link_repairs: maker.counter(
+                "link_repairs_total",
+                "How often `link --watch` has made the link to an auth file again, in the linked layout.",
+            )?,
         })
     }
 }
@@ -312,6 +317,12 @@ impl Metrics {
         self.files.fighting.set(i64::from(is_fighting));
     }
 
+    /// How often the links were made again since their watcher started. A smaller number than before comes from another watcher.
+    pub fn links(&self, repairs: u64) {
+        self.files.link_repairs.reset();
+        self.files.link_repairs.inc_by(repairs);
+    }
+
     /// How many token sources and auth files wait for another attempt.
     pub fn retries(&self, pending: usize) {
         self.tokens.retries.set(i64::try_from(pending).unwrap_or(i64::MAX));
@@ -401,7 +412,7 @@ mod tests {
         let text = metrics.text();
         let names: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        assert_eq!(names.len(), 17, "{text}");
+        assert_eq!(names.len(), 18, "{text}");
         for name in names {
             assert!(docs.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
         }

@@ -4,17 +4,17 @@ use crate::auth_file::{OPTIONS, at_rest, auth_file, publish};
 use crate::beside::Over;
 use crate::crash::{calls, in_parallel, settle, traced_run};
 use crate::needs::{Need, all_here, tell};
-use crate::node::{FOREIGN, HOST, Node, Run, Running, names, output, read};
+use crate::node::{FOREIGN, HOST, Node, Run, names, output, read};
 use ecr_node_agent::auth_file::{AuthFile, Link, Memory};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const HIDDEN: &str = "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}";
+pub const HIDDEN: &str = "{\"auths\":{\"a.example\":{\"auth\":\"dXNlcjpwYXNz\"}}}";
 
 impl Node {
-    fn link(&self, more: &[&str]) -> Run {
+    pub fn link(&self, more: &[&str]) -> Run {
         self.on_file("link", more)
     }
 
@@ -23,12 +23,12 @@ impl Node {
         self.run(&[&[command, "--auth-file", auth_file.to_str().unwrap()], more].concat())
     }
 
-    fn inside(&self) -> PathBuf {
+    pub fn inside(&self) -> PathBuf {
         self.path("kubelet/ecr-node-agent/config.json")
     }
 
     #[track_caller]
-    fn assert_linked(&self) {
+    pub fn assert_linked(&self) {
         let target = fs::read_link(self.auth_file()).unwrap();
         assert_eq!(target, Path::new("ecr-node-agent/config.json"), "the kubelet may see its root elsewhere");
         let directory = fs::symlink_metadata(self.path("kubelet/ecr-node-agent")).unwrap();
@@ -504,57 +504,4 @@ fn a_reader_finds_the_file_at_any_moment_while_the_layout_changes() {
     });
     assert_eq!(names(directory.path()), ["config.json"]);
     tell(&format!("{} reads while the file was linked and put back {changes} times", reads.into_inner()));
-}
-
-#[test]
-fn a_watched_link_is_made_again_when_another_program_replaces_it() {
-    let node = Node::with_auth_file(FOREIGN);
-    let auth_file = node.auth_file();
-    let watch = node.launch(&[], &["link", "--watch", "--auth-file", auth_file.to_str().unwrap()]);
-    watch.wait_for("watching the links", 1);
-    node.assert_linked();
-    // As `sed -i` and most tools do it.
-    node.write("kubelet/new", HIDDEN);
-    fs::rename(node.path("kubelet/new"), &auth_file).unwrap();
-    watch.wait("the link", || auth_file.is_symlink());
-    // The other program's content is what the kubelet read, so it stays.
-    let content = fs::read_to_string(&auth_file).unwrap();
-    assert!(content.contains("a.example"), "{content}");
-    watch.stop().expect(0, &["another program has replaced a link"]);
-    assert!(auth_file.is_symlink());
-    node.run(&["link", "--watch", "--undo"]).expect(2, &["--watch"]);
-}
-
-/// Runs `link --watch` on a node until it watches.
-fn watch(node: &Node) -> Running<'_> {
-    let watch = node.launch(&[], &["link", "--watch", "--auth-file", node.auth_file().to_str().unwrap()]);
-    watch.wait_for("watching the links", 1);
-    watch
-}
-
-#[test]
-fn a_program_that_replaces_the_watched_link_all_the_time_does_not_postpone_its_repair() {
-    let node = Node::with_auth_file(FOREIGN);
-    let watch = watch(&node);
-    let (new, mut writers) = (node.path("kubelet/new"), Vec::new());
-    while !watch.said().contains("another program has replaced a link") {
-        assert!(!watch.is_over() && writers.len() < 600, "{}", watch.said());
-        node.write("kubelet/new", HIDDEN);
-        writers.push(fs::OpenOptions::new().append(true).open(&new).unwrap());
-        fs::rename(&new, node.auth_file()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    // The repair waits for the writer to close the file, and the stop does not wait for the repair.
-    watch.stop().expect(0, &[]);
-    assert!(!node.auth_file().is_symlink());
-}
-
-#[test]
-fn a_watched_link_that_leads_elsewhere_is_reported() {
-    let node = Node::with_auth_file(FOREIGN);
-    let watch = watch(&node);
-    symlink("/etc/hostname", node.path("kubelet/new")).unwrap();
-    fs::rename(node.path("kubelet/new"), node.auth_file()).unwrap();
-    watch.wait_for("it is a symlink already, to /etc/hostname", 1);
-    watch.stop().expect(0, &[]);
 }

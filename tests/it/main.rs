@@ -22,6 +22,7 @@ mod hostpath;
 mod identity;
 mod in_pod;
 mod link;
+mod link_watch;
 mod manifests;
 mod merge;
 mod migration;
