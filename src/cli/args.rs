@@ -39,8 +39,9 @@ AWS_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR mean what they mean to other progr
 
 The API server for pull secrets is the one that KUBECONFIG names, that this pod belongs to, or that ~/.kube/config names.
 
-Exit codes: 0 done, 1 unexpected, 2 usage, 3 no usable AWS credentials or region, 4 ECR refused or could not be reached, \
-5 an auth file could not be read or written, 6 a pull secret could not be written (auth files were).";
+Exit codes: 0 done, 1 unexpected, 2 usage, 3 no usable AWS credentials, region or AWS setting, \
+4 ECR refused or could not be reached, 5 an auth file could not be read or written, \
+6 a pull secret could not be written (auth files were).";
 
 /// What the daemon and `--once` use.
 #[derive(Debug, Args)]

@@ -266,10 +266,11 @@ impl Refusal {
         }
     }
 
-    /// Whether there are no usable credentials or no region, rather than an ECR that refuses.
+    /// Whether there are no usable credentials or no region, or a setting cannot work, rather than an ECR that refuses.
     #[must_use]
     pub fn is_about_the_caller(&self) -> bool {
-        matches!(self, Self::Source { .. }) || matches!(self.class(), Class::Credentials | Class::Region)
+        matches!(self, Self::Source { .. })
+            || matches!(self.class(), Class::Credentials | Class::Region | Class::Settings)
     }
 
     /// The same, with what is wrong with the credentials, if the region is missing and they are missing too.

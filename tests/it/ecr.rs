@@ -171,10 +171,10 @@ fn a_switch_that_is_neither_on_nor_off_is_refused() {
     let mut node = Node::new();
     node.unset("AWS_ENDPOINT_URL");
     node.set("AWS_USE_FIPS_ENDPOINT", "yes");
-    node.once(&[]).expect(4, &["AWS_USE_FIPS_ENDPOINT is `yes`: expected `true` or `false`"]);
+    node.once(&[]).expect(3, &["AWS_USE_FIPS_ENDPOINT is `yes`: expected `true` or `false`"]);
     node.unset("AWS_USE_FIPS_ENDPOINT");
     node.write("home/.aws/config", "[default]\nuse_dualstack_endpoint = 1\n");
-    node.once(&[]).expect(4, &["/.aws/config line 2 is `1`"]);
+    node.once(&[]).expect(3, &["/.aws/config line 2 is `1`"]);
 }
 
 #[test]
@@ -202,9 +202,9 @@ fn an_endpoint_that_is_no_url_is_refused() {
     node.unset("AWS_ENDPOINT_URL");
     node.hide("hunter2");
     node.write("home/.aws/config", "[default]\nendpoint_url = nowhere\n");
-    node.once(&[]).expect(4, &["/.aws/config line 2 is `nowhere`, which is not a valid endpoint"]);
+    node.once(&[]).expect(3, &["/.aws/config line 2 is `nowhere`, which is not a valid endpoint"]);
     node.write("home/.aws/config", "[default]\nendpoint_url = https://user:hunter2@host\n");
-    node.once(&[]).expect(4, &["a URL with a user in it"]);
+    node.once(&[]).expect(3, &["a URL with a user in it"]);
 }
 
 #[test]
