@@ -80,8 +80,22 @@ impl Api {
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, Refused> {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        self.ask_with(method, path, &[("Content-Type", kind)], body)
+    }
+
+    /// A request with these headers.
+    pub fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<Value, Refused> {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = HttpRequest::builder().method(method).uri(path).header("Content-Type", kind);
+        let mut request = HttpRequest::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         match self.runtime.block_on(self.client.request(request.body(body).unwrap())) {
             Ok(value) => Ok(value),
             Err(kube::Error::Api(status)) => Err(Refused(status.code, status.reason, status.message)),

@@ -231,6 +231,7 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
     let path = |node: &str| format!("/api/v1/nodes/{node}");
     let both = [taint("example.com/other"), taint(TAINT)];
     let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": other, "uid": "0" });
+    let config = json!({ "name": "a", "namespace": "b", "kubeletConfigKey": "c", "uid": "1" });
     let cases = [
         (json!({ "spec": { "taints": [] } }), "change no other taint"),
         (json!({ "spec": { "taints": [taint(TAINT)] } }), "change no other taint"),
@@ -245,12 +246,18 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
         (json!({ "metadata": { "annotations": { "a": "b" } } }), "and nothing else"),
         (json!({ "metadata": { "finalizers": ["example.com/x"] } }), "and nothing else"),
         (json!({ "metadata": { "ownerReferences": [owner] } }), "and nothing else"),
+        // The API server's own rule comes first.
+        (json!({ "spec": { "externalID": "x" } }), "may not be updated"),
         (json!({ "spec": { "podCIDR": "10.1.2.0/24", "podCIDRs": ["10.1.2.0/24"] } }), "and nothing else"),
     ];
     for (changes, words) in cases {
         let Refused(code, _, why) = api.patch(&path(&own), &changes).unwrap_err();
         assert!((code == 422 || code == 403) && why.contains(words), "{changes}: {code} {why}");
     }
+    // The API server drops this field since Kubernetes 1.24.
+    let dropped = json!({ "spec": { "configSource": { "configMap": config } } });
+    let unchanged = api.patch(&path(&own), &dropped).unwrap();
+    assert_eq!(unchanged["spec"]["configSource"], Value::Null);
     let removal = json!({ "spec": { "taints": [taint("example.com/other")] } });
     let Refused(_, _, why) = api.patch(&path(&other), &removal).unwrap_err();
     assert!(why.contains("its own node"), "{why}");
@@ -270,4 +277,49 @@ fn the_policy_allows_the_removal_of_this_taint_from_the_own_node_and_nothing_els
     assert_eq!(taints(cluster, &other), ["example.com/other", TAINT]);
     // Other users are not affected.
     cluster.api().patch(&path(&other), &json!({ "metadata": { "labels": { "pool": "b" } } })).unwrap();
+}
+
+#[test]
+fn the_policy_also_refuses_what_another_role_would_let_the_agent_do() {
+    if !all_here(&[Need::ApiServer]) {
+        return;
+    }
+    let cluster = granted();
+    let (own, new) = (tainted_node(cluster), unique("node"));
+    let user = format!("system:serviceaccount:{NAMESPACE}:{ACCOUNT}");
+    // RBAC allows this group everything.
+    let ask = |method: &str, path: &str, kind: &str, node: &str, body: &Value| {
+        let headers = [
+            ("Content-Type", kind),
+            ("Impersonate-User", &user),
+            ("Impersonate-Group", "system:masters"),
+            ("Impersonate-Extra-authentication.kubernetes.io%2Fnode-name", node),
+        ];
+        cluster.api().ask_with(method, path, &headers, body)
+    };
+    let (apply, merge) = ("application/apply-patch+yaml", "application/merge-patch+json");
+    let path = |node: &str| format!("/api/v1/nodes/{node}");
+    let node = |name: &str| json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
+    let by = "?fieldManager=it&force=true";
+    let labelled =
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": own, "labels": { "pool": "b" } } });
+    let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+    let cases = [
+        ("a new node by apply", ask("PATCH", &(path(&new) + by), apply, &new, &node(&new))),
+        ("a new node", ask("POST", "/api/v1/nodes", "application/json", &new, &node(&new))),
+        ("a label by apply", ask("PATCH", &(path(&own) + by), apply, &own, &labelled)),
+        ("the status", ask("PATCH", &(path(&own) + "/status"), merge, &own, &ready)),
+    ];
+    for (what, result) in cases {
+        let Refused(code, _, why) = result.expect_err(what);
+        assert!(
+            (code == 422 || code == 403) && why.contains("ValidatingAdmissionPolicy"),
+            "{what}: {code} {why}"
+        );
+    }
+    assert_eq!(cluster.api().get(&path(&new)).unwrap_err().0, 404);
+    // Its own removal is allowed, so the requests above were not refused for another reason.
+    let removal = json!({ "spec": { "taints": [taint("example.com/other")] } });
+    ask("PATCH", &path(&own), merge, &own, &removal).unwrap();
+    assert_eq!(taints(cluster, &own), ["example.com/other"]);
 }
