@@ -4,6 +4,7 @@
 //! when it ends, and every half hour between, since the API server forgets Events after an hour. Equal Events become one with a
 //! count, by the API's own rules. If the API server does not take one, it is lost: the log and `status` say the same.
 
+use crate::pull_secret::connection::client_of_pod;
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::report::redact::redact;
@@ -130,7 +131,8 @@ fn to_publish(before: &Conditions, now: &Conditions, repeat: bool) -> Vec<(Reaso
 /// None at present; the result is that of every task of the agent.
 pub async fn run(pod: PodRef, mut observed: watch::Receiver<Observed>) -> io::Result<()> {
     let mut before = Conditions::new();
-    let mut recorder = None;
+    let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(pod.name.clone()) };
+    let recorder = Recorder::new(client_of_pod(), reporter);
     loop {
         let changed = timeout(REPEAT, observed.changed()).await;
         if matches!(changed, Ok(Err(_))) {
@@ -139,40 +141,28 @@ pub async fn run(pod: PodRef, mut observed: watch::Receiver<Observed>) -> io::Re
         }
         let now = conditions(&observed.borrow_and_update());
         for (reason, note) in to_publish(&before, &now, changed.is_err()) {
-            publish(&pod, &mut recorder, reason, note).await;
+            publish(&pod, &recorder, reason, note).await;
         }
         before = now;
     }
 }
 
-async fn publish(pod: &PodRef, recorder: &mut Option<Recorder>, reason: Reason, note: String) {
-    let attempt = async {
-        let recorder = match recorder {
-            Some(recorder) => recorder,
-            None => recorder.insert(connect(pod)?),
-        };
-        let event = Event {
-            type_: if reason == Reason::Restored { EventType::Normal } else { EventType::Warning },
-            reason: reason.name().to_owned(),
-            note: Some(note),
-            action: "Refresh".to_owned(),
-            secondary: None,
-        };
-        recorder.publish(&event, &reference(pod)).await.map_err(|error| chain(&error))
+async fn publish(pod: &PodRef, recorder: &Recorder, reason: Reason, note: String) {
+    let event = Event {
+        type_: if reason == Reason::Restored { EventType::Normal } else { EventType::Warning },
+        reason: reason.name().to_owned(),
+        note: Some(note),
+        action: "Refresh".to_owned(),
+        secondary: None,
     };
-    match timeout(LIMIT, attempt).await {
+    match timeout(LIMIT, recorder.publish(&event, &reference(pod))).await {
         Ok(Ok(())) => debug!(reason = reason.name(), "published an Event"),
-        Ok(Err(error)) => warn!(reason = reason.name(), error, "cannot publish an Event"),
+        Ok(Err(error)) => {
+            let error = redact(&chain(&error), MAX_NOTE);
+            warn!(reason = reason.name(), error, "cannot publish an Event");
+        }
         Err(_) => warn!(reason = reason.name(), "cannot publish an Event: the API server does not answer"),
     }
-}
-
-/// A client with the service account of this pod, and no other: a kubeconfig could run a program.
-fn connect(pod: &PodRef) -> Result<Recorder, String> {
-    let config = kube::Config::incluster().map_err(|error| chain(&error))?;
-    let client = kube::Client::try_from(config).map_err(|error| chain(&error))?;
-    let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(pod.name.clone()) };
-    Ok(Recorder::new(client, reporter))
 }
 
 fn reference(pod: &PodRef) -> ObjectReference {

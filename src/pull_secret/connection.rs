@@ -43,7 +43,18 @@ const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A client for the API server that the environment names. The first request connects.
 pub(super) fn client() -> Client {
-    let connection = Arc::new(Connection::default());
+    client_by(kubeconfig::load)
+}
+
+/// A client for the API server of this pod's cluster, with the pod's service account and no other credential: a kubeconfig could
+/// run a program. The first request connects.
+#[must_use]
+pub fn client_of_pod() -> Client {
+    client_by(kubeconfig::load_in_cluster)
+}
+
+fn client_by(load: Load) -> Client {
+    let connection = Arc::new(Connection { load, state: Mutex::default(), files: Arc::default() });
     let send = move |request| {
         let connection = Arc::clone(&connection);
         async move { connection.send(request).await }
@@ -51,8 +62,11 @@ pub(super) fn client() -> Client {
     Client::new(service_fn(send), "default")
 }
 
-#[derive(Default)]
+/// Finds the API server, and where its configuration comes from.
+type Load = fn() -> Result<(Config, String), ConfigError>;
+
 struct Connection {
+    load: Load,
     state: Mutex<State>,
     /// Held while files are read, also by a read that hangs: then no second thread waits for the same file.
     files: Arc<Mutex<()>>,
@@ -142,7 +156,7 @@ impl Connection {
         cached: &mut Option<(String, Credential)>,
         now: Now,
     ) -> Result<(Client, Option<Deadline>), ConfigError> {
-        let (mut config, origin) = self.off_the_loop(kubeconfig::load).await??;
+        let (mut config, origin) = self.off_the_loop(self.load).await??;
         let mut replace_at = config.auth_info.token_file.take().map(|_| now.after(TOKEN_FILE));
         let has_other = config.auth_info.token.is_some() || config.auth_info.username.is_some();
         if let Some(exec) = config.auth_info.exec.take().filter(|_| !has_other) {

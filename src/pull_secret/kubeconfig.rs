@@ -58,11 +58,20 @@ impl ConfigError {
 /// Finds the API server: the one that `KUBECONFIG` names, else that of the pod's own cluster, else that of `~/.kube/config`.
 /// Returns the configuration and where it comes from. Blocks on file I/O.
 pub(super) fn load() -> Result<(Config, String), ConfigError> {
-    let (mut config, origin) = match (variable("KUBECONFIG"), variable(HOST)) {
-        // A pod goes to its own API server directly: a proxy is for what is outside of the cluster.
-        (None, Some(_)) => (Config::incluster().map_err(in_cluster)?, SERVICE_ACCOUNT.to_owned()),
-        (list, _) => from_kubeconfig(list)?,
-    };
+    match (variable("KUBECONFIG"), variable(HOST)) {
+        (None, Some(_)) => load_in_cluster(),
+        (list, _) => prepared(from_kubeconfig(list)?),
+    }
+}
+
+/// The API server of this pod's own cluster, and where its configuration comes from. Blocks on file I/O.
+pub(super) fn load_in_cluster() -> Result<(Config, String), ConfigError> {
+    // A pod goes to its own API server directly: a proxy is for what is outside of the cluster.
+    prepared((Config::incluster().map_err(in_cluster)?, SERVICE_ACCOUNT.to_owned()))
+}
+
+/// Sets time limits, and reads the token.
+fn prepared((mut config, origin): (Config, String)) -> Result<(Config, String), ConfigError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;

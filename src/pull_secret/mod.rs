@@ -5,7 +5,7 @@
 //! ([`controller`]).
 
 pub mod api;
-mod connection;
+pub mod connection;
 pub mod controller;
 pub mod error;
 pub mod exec;

@@ -82,3 +82,28 @@ fn without_a_service_account_the_agent_works_and_says_why_there_are_no_events() 
     agent.stop().expect(0, &[]);
     node.run(&["--event-pod", "agent"]).expect(2, &["expected NAMESPACE/NAME/UID of this pod"]);
 }
+
+#[test]
+fn a_service_account_whose_files_hang_delays_no_token() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let mut node = Node::new();
+    for (name, value) in [("token", ""), ("ca.crt", ""), ("namespace", "a")] {
+        node.write(&format!("account/{name}"), value);
+    }
+    node.set("ACCOUNT", node.path("account").to_str().unwrap());
+    node.set("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+    node.set("KUBERNETES_SERVICE_PORT", "1");
+    node.aws.fail(Api::Ecr, Fault::access_denied(), Times::Always);
+    // A pipe that no program writes to stands for a file system that hangs.
+    let hangs = IN_A_POD
+        .replace("exec", "cd /run/secrets/kubernetes.io/serviceaccount\nrm token\nmkfifo token\nexec");
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &hangs, "sh"];
+    let agent = node.start_under(&wrapper, &["--event-pod", "a/b/c"]);
+    agent.wait_for("access denied", 1);
+    agent.wait_for("cannot publish an Event", 1);
+    node.aws.heal();
+    agent.wait_for("\"published\"", 1);
+    agent.stop().expect(0, &[]);
+}
