@@ -1,18 +1,19 @@
 //! `status` and `explain` in the pods that the chart renders: what is not mounted there is unknown, never missing.
 
 use crate::needs::{Need, all_here};
-use crate::node::{HOST, Node, Run, output};
+use crate::node::{FOREIGN, HOST, Node, Run, output};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Makes a root directory with nothing in it but the program, its libraries and the given mounts, and runs the program there.
-/// `POD` is that directory, `MOUNTS` lists `SOURCE TARGET` lines.
+/// `POD` is that directory, `MOUNTS` lists `SOURCE TARGET` lines, and `NODE_MOUNT` is a file that is a mount of its own on the node.
 const RUN: &str = r#"
 set -eu
 program=$1
 shift
+if [ -n "${NODE_MOUNT-}" ]; then mount --bind "$NODE_MOUNT" "$NODE_MOUNT"; fi
 mount --bind "$POD" "$POD"
 for directory in usr lib lib64 proc; do
     if [ -e "/$directory" ]; then
@@ -24,7 +25,8 @@ touch "$POD/program"
 mount --bind "$program" "$POD/program"
 printf '%s\n' "$MOUNTS" | while read -r source target; do
     mkdir -p "$POD$target" "$source"
-    mount --bind "$source" "$POD$target"
+    # With the mounts below it, as container runtimes do.
+    mount --rbind "$source" "$POD$target"
 done
 exec chroot "$POD" /program "$@"
 "#;
@@ -155,4 +157,26 @@ fn what_the_pod_cannot_see_is_unknown_and_its_own_file_is_explained_in_every_lay
         layouts += 1;
     }
     assert!(layouts > 10, "{layouts}");
+}
+
+/// kind's documentation mounts a file of the machine at the kubelet's place.
+#[test]
+fn a_file_that_is_mounted_on_the_node_is_read_and_never_replaced() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let (_, container) = containers().into_iter().find(|(name, _)| name == "default").unwrap();
+    let mut node = Node::new();
+    let file = install(&node, &container, FOREIGN);
+    node.set("NODE_MOUNT", file.to_str().unwrap());
+    for arguments in [&["--once"][..], &["link"]] {
+        let run = run(&mut node, &container, arguments);
+        run.expect(
+            5,
+            &["is a mount of its own, and a mounted file cannot be replaced as a whole (it is untouched)"],
+        );
+    }
+    let run = run(&mut node, &container, &["status", "--registry", HOST]);
+    run.expect(1, &[&format!("{HOST}  missing")]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), FOREIGN);
 }
