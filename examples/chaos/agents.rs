@@ -48,6 +48,14 @@ struct Counts {
     outages: AtomicU64,
 }
 
+/// What an agent uses.
+pub struct Usage {
+    /// Memory that is the process's own, in KiB.
+    pub anonymous_kib: u64,
+    /// How many files it has open.
+    pub files: u64,
+}
+
 impl Agents {
     /// Agents on these files, none of which runs yet.
     pub fn new(aws: &Emulator, root: &Path, files: &[File]) -> Self {
@@ -163,6 +171,16 @@ impl Agents {
     /// Whether ECR can be reached.
     pub fn can_refresh(&self) -> bool {
         !self.outage.load(Ordering::SeqCst)
+    }
+
+    /// What the first agent uses. `None` if it has ended.
+    pub fn usage(&self) -> Option<Usage> {
+        let process = PathBuf::from(format!("/proc/{}", self.running.lock().unwrap().first()?.id()));
+        let status = std::fs::read_to_string(process.join("status")).ok()?;
+        let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        let anonymous_kib = anonymous.trim().trim_end_matches(" kB").parse().ok()?;
+        let files = std::fs::read_dir(process.join("fd")).ok()?.count() as u64;
+        Some(Usage { anonymous_kib, files })
     }
 
     fn signal(&self, number: usize, signal: Signal) {

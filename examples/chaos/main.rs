@@ -1,6 +1,6 @@
 //! Chaos: real agents keep several auth files, while other programs write these files in every way that programs do.
 //!
-//! `cargo run --release --example chaos -- [SECONDS [SEED]]`. One thread for each file edits it as another program does. One thread
+//! `cargo run --release --example chaos -- [SECONDS [SEED [soak]]]`. One thread for each file edits it as another program does. One thread
 //! kills, freezes, restarts and doubles the agents, fills a disk, and makes ECR fail. One thread for each file reads it all the time. The
 //! program checks these promises:
 //!
@@ -9,6 +9,7 @@
 //! - While ECR answers, every file holds a good token again after each edit.
 //! - The writes of one agent come to rest.
 //! - No secret is in the agents' output, and no agent panics.
+//! - With `soak`, one agent lives through all of it, and its memory and its open files do not grow.
 //!
 //! The seed decides what happens, in which order. The machine decides when.
 #![expect(clippy::print_stdout, reason = "it exists to print")]
@@ -20,7 +21,7 @@ mod agents;
 mod files;
 mod writers;
 
-use agents::Agents;
+use agents::{Agents, Usage};
 use ecr_emulator::{Api, Emulator, Fault, Options, Times};
 use files::{File, Reader};
 use jiff::SignedDuration;
@@ -42,9 +43,12 @@ fn main() -> ExitCode {
     if std::env::var_os("CHAOS_AGENT").is_some() {
         return ecr_node_agent::main();
     }
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
-    let (Ok(seconds), Ok(seed)) = (arguments.next().transpose(), arguments.next().transpose()) else {
-        println!("usage: chaos [SECONDS [SEED]]");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize| arguments.get(index).map(|argument| argument.parse::<u64>()).transpose();
+    let is_soak = arguments.get(2).map(|argument| argument == "soak");
+    let (Ok(seconds), Ok(seed), None | Some(true), ..=3) = (number(0), number(1), is_soak, arguments.len())
+    else {
+        println!("usage: chaos [SECONDS [SEED [soak]]]");
         return ExitCode::from(2);
     };
     if nix::unistd::geteuid().is_root() && std::env::var_os(IN_NAMESPACE).is_none() {
@@ -52,7 +56,7 @@ fn main() -> ExitCode {
         println!("chaos runs without a small disk: {error}");
     }
     let (seconds, seed) = (seconds.unwrap_or(120), seed.unwrap_or(1));
-    match run(Duration::from_secs(seconds), seed) {
+    match run(Duration::from_secs(seconds), seed, is_soak.is_some()) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(broken) => {
             println!("{broken} promises were broken");
@@ -76,7 +80,7 @@ fn in_namespace() -> std::io::Error {
 }
 
 /// Returns how many promises were broken.
-fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
+fn run(duration: Duration, seed: u64, is_soak: bool) -> Result<usize, Box<dyn Error>> {
     let aws = Emulator::start(Options { token_lifetime: TOKEN, ..Options::default() })?;
     let root = tempfile::tempdir()?;
     let files = files::make(root.path())?;
@@ -109,12 +113,13 @@ fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
             })
             .collect();
         let mut rng = fastrand::Rng::with_seed(seed);
-        disturb(&aws, &agents, &files, &mut rng, end);
+        let usages = disturb(&aws, &agents, &files, &mut rng, end, is_soak);
         for editor in editors {
             editor.join().map_err(|_| "an editor panicked")?;
         }
         // One agent remains, and ECR answers.
         aws.heal();
+        let grown = if is_soak { growth(&usages) } else { None };
         agents.restart_quietly()?;
         for file in &files {
             file.wait_until_good(&aws, Duration::from_mins(2));
@@ -131,7 +136,7 @@ fn run(duration: Duration, seed: u64) -> Result<usize, Box<dyn Error>> {
         agents.stop_all();
         let shown = agents.broken(&aws);
         println!("{}; {} tokens issued", agents.counts(), aws.issued().len());
-        let broken: Vec<String> = files.iter().flat_map(File::broken).chain(shown).collect();
+        let broken: Vec<String> = files.iter().flat_map(File::broken).chain(shown).chain(grown).collect();
         for promise in &broken {
             println!("BROKEN: {promise}");
         }
@@ -162,11 +167,42 @@ fn edit(file: &File, aws: &Emulator, agents: &Agents, rng: &mut fastrand::Rng, e
     }
 }
 
-/// Kills, stops, restarts and doubles the agents, fills disks, and makes ECR fail.
-fn disturb(aws: &Emulator, agents: &Agents, files: &[File], rng: &mut fastrand::Rng, end: Instant) {
+/// How much memory and how many open files an agent has after a while, in comparison with its beginning. Returns what is wrong.
+fn growth(usages: &[Usage]) -> Option<String> {
+    // The first eighth is not counted: then the agent makes for the first time what it keeps.
+    let eighth = usages.len() / 8;
+    let median = |usages: &[Usage], of: fn(&Usage) -> u64| {
+        let mut values: Vec<u64> = usages.iter().map(of).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or_default()
+    };
+    let (early, late) = (&usages[eighth..eighth * 2], &usages[usages.len() - eighth..]);
+    let both = |of| (median(early, of), median(late, of));
+    let (memory, files) = (both(|usage| usage.anonymous_kib), both(|usage| usage.files));
+    println!(
+        "one agent: {} KiB of memory early, {} KiB late; {} open files early, {} late",
+        memory.0, memory.1, files.0, files.1
+    );
+    // Medians of a busy process: what leaks grows with every edit.
+    (memory.1 > memory.0 + 1024 || files.1 > files.0 + 2).then(|| "an agent grows".to_owned())
+}
+
+/// Kills, stops, restarts and doubles the agents, fills disks, and makes ECR fail. In a soak the first agent stays. Returns
+/// what the first agent used each time.
+fn disturb(
+    aws: &Emulator,
+    agents: &Agents,
+    files: &[File],
+    rng: &mut fastrand::Rng,
+    end: Instant,
+    is_soak: bool,
+) -> Vec<Usage> {
+    let mut usages = Vec::new();
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(rng.u64(200..4000)));
+        usages.extend(agents.usage());
         match rng.u8(0..10) {
+            0 | 1 | 4 | 5 if is_soak => agents.hang_up(),
             0 | 1 => agents.kill_and_restart(rng),
             2 => agents.freeze(Duration::from_millis(rng.u64(50..1500))),
             3 => agents.hang_up(),
@@ -195,4 +231,5 @@ fn disturb(aws: &Emulator, agents: &Agents, files: &[File], rng: &mut fastrand::
             }
         }
     }
+    usages
 }
