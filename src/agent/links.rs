@@ -3,6 +3,7 @@
 use crate::auth_file::{AuthFile, LinkWatch};
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
+use crate::report::redact::redact_known;
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -10,6 +11,8 @@ use tokio::time::sleep;
 
 /// The class of a link that is not there, or not watched.
 const LINK: &str = "link";
+/// The longest error of a watcher that is shown, in characters.
+const LONGEST_ERROR: usize = 300;
 /// The kernel reports the end of a watcher shortly before it releases its lock.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -98,7 +101,8 @@ impl Link {
         };
         let record = self.watch.as_ref().ok().and_then(LinkWatch::record);
         let lost = record.and_then(|record| record.failure.as_ref()).map(|lost| {
-            let error = format!("the kubelet does not read this file: {}", lost.error);
+            let error = redact_known(&lost.error, LONGEST_ERROR);
+            let error = format!("the kubelet does not read this file: {error}");
             failure(error, lost.since, lost.next_attempt)
         });
         let unwatched = self.unwatched_since.map(|since| {

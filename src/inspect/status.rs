@@ -17,6 +17,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::os::unix::fs::MetadataExt as _;
 
+/// The longest error of a watcher that is shown, in characters.
+const LONGEST_ERROR: usize = 300;
 /// How long the kubelet caches the file.
 const KUBELET_CACHE: SignedDuration = SignedDuration::from_mins(5);
 
@@ -213,6 +215,8 @@ fn link(file: &AuthFile) -> (Option<String>, Vec<String>) {
         "if another program replaces the link to this file, the kubelet does not read this file any more";
     let watch = LinkWatch::find(file);
     let mut warnings = match &watch {
+        // An agent that sees the kubelet's root directory needs no watcher.
+        _ if !file.is_inside() => Vec::new(),
         Ok(LinkWatch::Running(_)) => Vec::new(),
         Ok(LinkWatch::None) => vec![format!("no `link --watch` runs: {unwatched}")],
         Ok(LinkWatch::Ended(_)) => vec![format!("`link --watch` has ended: {unwatched}")],
@@ -227,7 +231,8 @@ fn link(file: &AuthFile) -> (Option<String>, Vec<String>) {
         ));
     }
     let lost = record.failure.as_ref().filter(|_| file.is_inside());
-    (lost.map(|lost| format!("the kubelet does not read this file: {}", lost.error)), warnings)
+    let lost = lost.map(|lost| redact_known(&lost.error, LONGEST_ERROR));
+    (lost.map(|error| format!("the kubelet does not read this file: {error}")), warnings)
 }
 
 /// Files in the kubelet's search path that it uses instead of this one, or that this one hides.
