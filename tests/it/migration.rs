@@ -231,7 +231,7 @@ fn the_pull_secret_moves_over_in_place_and_back() {
     let (uid, _) = world.held().unwrap();
     agent.stop().expect(0, &[]);
     assert_eq!(world.held().map(|(uid, _)| uid), Some(uid));
-    world.follow("**Back**", "helm uninstall");
+    world.follow("### Back", "helm uninstall");
     world.cronjob.succeed(&world.script);
     assert!(world.is_the_cronjobs());
 
@@ -240,7 +240,7 @@ fn the_pull_secret_moves_over_in_place_and_back() {
     let gaps_of_ours = gaps(world.cluster, &world.namespace, || {
         let agent = world.deploy();
         world.follow("4. Stop", "5. Delete");
-        world.follow("5. Delete", "**Back**");
+        world.follow("5. Delete", "### Back");
         agent.stop().expect(0, &[]);
     });
     assert_eq!(gaps_of_ours, 0);
