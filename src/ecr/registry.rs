@@ -391,8 +391,7 @@ fn check_custom_domain(host: &str) -> Result<(), ParseRegistryError> {
     if let Some(port) = port.filter(|port| !is_port(port)) {
         return Err(ParseRegistryError::NoPort(port.to_owned()));
     }
-    let last_two: Vec<&str> = name.rsplit('.').take(2).collect();
-    if name.contains('*') && (last_two.len() < 2 || last_two.iter().any(|label| label.contains('*'))) {
+    if name.rsplit('.').take(2).any(|label| label.contains('*')) {
         return Err(ParseRegistryError::WidePattern(host.to_owned()));
     }
     Ok(())
@@ -412,5 +411,160 @@ fn check_labels(name: &str) -> Result<(), ParseRegistryError> {
         Some(label) => Err(ParseRegistryError::Label(name.to_owned(), label.to_owned())),
         None if name.len() > 253 => Err(ParseRegistryError::Label(name.to_owned(), name.to_owned())),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_has_a_name_of_lower_case_words_and_a_number() {
+        let longest = format!("{}-b-10", "a".repeat(27));
+        for name in ["eu-west-1", "us-gov-east-1", "ap-southeast-10", &longest] {
+            assert_eq!(name.parse::<Region>().unwrap().as_str(), name);
+        }
+        let too_long = format!("a{longest}");
+        let refused = [
+            "",
+            "eu",
+            "eu-1",
+            "-1",
+            "--1",
+            "eu--1",
+            "-west-1",
+            "EU-west-1",
+            "eu-West-1",
+            "eu-west1-1",
+            "eu-west-",
+            "eu-west-x",
+            "eu-west-100",
+            "eu-west-*",
+            &too_long,
+        ];
+        for name in refused {
+            assert!(name.parse::<Region>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_an_arn_of_iam_with_account_and_name() {
+        let role = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
+        let longest = role(&"a".repeat(2048 - role("").len()));
+        for arn in ["arn:aws-cn:iam::123456789012:role/path/r,o=l@e+._-1", &role("a"), &longest] {
+            assert_eq!(arn.parse::<RoleArn>().unwrap().as_str(), arn);
+        }
+        let refused = [
+            "",
+            "arn:other:iam::123456789012:role/a",
+            "arn:aws:sts::123456789012:role/a",
+            "arn:aws:iam:eu-west-1:123456789012:role/a",
+            "arn:aws:iam::12345678901:role/a",
+            "arn:aws:iam::12345678901x:role/a",
+            "arn:aws:iam::123456789012:user/a",
+            &role(""),
+            &role("path/"),
+            &role("a b"),
+            &format!("{longest}a"),
+        ];
+        for arn in refused {
+            assert!(arn.parse::<RoleArn>().is_err(), "{arn}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_no_registry_is_refused_and_the_message_names_what_is_wrong() {
+        use ParseRegistryError as E;
+
+        let kind = |text: &str| match text.parse::<Registry>() {
+            Ok(_) => "ok",
+            Err(E::NoHost) => "no host",
+            Err(E::NotAHost(_)) => "more than a host",
+            Err(E::Port(_)) => "port",
+            Err(E::NoPort(_)) => "no port",
+            Err(E::Label(..)) => "label",
+            Err(E::Account(_)) => "account",
+            Err(E::RegionPattern(_)) => "region pattern",
+            Err(E::HostRegion(_)) => "region",
+            Err(E::Suffix { .. }) => "suffix",
+            Err(E::NotEcr(_)) => "not ECR",
+            Err(E::OtherRegion { .. }) => "other region",
+            Err(E::WidePattern(_)) => "wide pattern",
+            Err(E::Option(_) | E::Twice(_) | E::Region(_) | E::Role(_)) => "option",
+        };
+        let custom = |host: &str| format!("{host},region=eu-west-1");
+        let label = "a".repeat(63);
+        let name = format!("{label}.{label}.{label}.{}", "a".repeat(61));
+        let cases = [
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "ok"),
+            ("*.dkr.ecr.eu-west-1.amazonaws.com", "ok"),
+            ("1234*.dkr.ecr.eu-west-1.amazonaws.com", "ok"),
+            ("public.ecr.aws", "ok"),
+            ("public.ecr.aws:443", "port"),
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com:443", "port"),
+            ("12345678901.dkr.ecr.eu-west-1.amazonaws.com", "account"),
+            ("123456789012*.dkr.ecr.eu-west-1.amazonaws.com", "account"),
+            ("x*.dkr.ecr.eu-west-1.amazonaws.com", "account"),
+            ("vpce-1.dkr.ecr.eu-west-1.amazonaws.com", "account"),
+            ("vpce-1.dkr.ecr.eu-west-1.vpce.amazonaws.com", "not ECR"),
+            ("123456789012.dkr.ecr.eu-west-1.vpce.amazonaws.com", "suffix"),
+            ("123456789012.dkr-ecr.eu-west-1.amazonaws.com", "suffix"),
+            ("123456789012.dkr.ecr.*.amazonaws.com", "region pattern"),
+            ("123456789012.dkr.ecr.eu.amazonaws.com", "region"),
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com,region=us-east-1", "other region"),
+            ("", "no host"),
+            ("https://public.ecr.aws", "more than a host"),
+            ("user@public.ecr.aws", "more than a host"),
+            ("registry.example.com", "not ECR"),
+            (&custom("registry.example.com"), "ok"),
+            (&custom("registry.example.com:5000"), "ok"),
+            (&custom("registry.example.com:65536"), "no port"),
+            (&custom("registry.example.com:+7"), "no port"),
+            (&custom("registry"), "ok"),
+            (&custom("*.example.com"), "ok"),
+            (&custom("*"), "wide pattern"),
+            (&custom("*.com"), "wide pattern"),
+            (&custom("registry.*.com"), "wide pattern"),
+            (&custom("registry.example.*"), "wide pattern"),
+            (&custom("-registry.example.com"), "label"),
+            (&custom("registry-.example.com"), "label"),
+            (&custom("registry..com"), "label"),
+            (&custom("a_b.example.com"), "label"),
+            (&custom("[::1]"), "label"),
+            (&custom(&format!("{label}a.example.com")), "label"),
+            (&custom(&name), "ok"),
+            (&custom(&format!("{name}a")), "label"),
+            (&custom(&format!("{name}.a.b.c")), "label"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(kind(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_ecr_names_a_host_and_nothing_more() {
+        let host = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+        let cases = [
+            (format!("https://{host}"), Some(host.to_owned())),
+            (format!("http://{host}/"), Some(host.to_owned())),
+            (format!("https://{}", host.to_ascii_uppercase()), Some(host.to_owned())),
+            ("https://localhost:5000".to_owned(), Some("localhost:5000".to_owned())),
+            (host.to_owned(), None),
+            (format!("ftp://{host}"), None),
+            (format!("https://{host}/path"), None),
+            (format!("https://user@{host}"), None),
+            (format!("https://{host}:65536"), None),
+            ("https://*.dkr.ecr.eu-west-1.amazonaws.com".to_owned(), None),
+            ("https://".to_owned(), None),
+        ];
+        for (url, expected) in cases {
+            assert_eq!(host_of_proxy_endpoint(&url), expected, "{url}");
+        }
+        let region: Region = "eu-west-1".parse().unwrap();
+        assert!(is_registry_in(host, &region));
+        assert!(!is_registry_in("123456789012.dkr.ecr.us-east-1.amazonaws.com", &region));
+        assert!(!is_registry_in("registry.example.com", &region));
+        assert!(!is_registry_in("public.ecr.aws", &"us-east-1".parse().unwrap()), "it is not private");
+        assert!(is_ecr_host(host) && !is_ecr_host("registry.example.com"));
     }
 }
