@@ -354,3 +354,97 @@ pub fn clock(ahead: Option<i64>) -> String {
     let direction = if seconds < 0 { "behind" } else { "ahead of" };
     format!("this node's clock is {off:#} {direction} the server's: set it")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason() -> String {
+        "why".to_owned()
+    }
+
+    fn source(refusal: Refusal) -> Refusal {
+        Refusal::Source { origin: "AWS_PROFILE".to_owned(), refusal: Box::new(refusal) }
+    }
+
+    #[test]
+    fn a_refusal_says_whether_the_next_attempt_may_succeed_and_who_is_at_fault() {
+        use Retry::{Later, Throttled, Useless};
+
+        let missing = |passing| Refusal::NoCredentials { reason: reason(), passing };
+        let bad = |passing| Refusal::BadCredentials { reason: reason(), passing };
+        let no_region = |passing| Refusal::NoRegion { reason: reason(), passing };
+        let neither = |passing| no_region(true).and_credentials(Some(missing(passing)));
+        let forbidden = Refusal::Forbidden { reason: reason(), needs: reason() };
+        let cases = [
+            // refusal, class, what to do next, whether it is about the caller, whether the clock may be to blame
+            (missing(true), "credentials", Later, true, false),
+            (missing(false), "credentials", Useless, true, false),
+            (bad(true), "credentials", Later, true, false),
+            (bad(false), "credentials", Useless, true, false),
+            (no_region(true), "region", Later, true, false),
+            (no_region(false), "region", Useless, true, false),
+            (neither(true), "credentials", Later, true, false),
+            (neither(false), "credentials", Useless, true, false),
+            (forbidden.clone(), "denied", Useless, false, false),
+            (source(forbidden), "denied", Useless, true, false),
+            (Refusal::Throttled { reason: reason() }, "throttled", Throttled, false, false),
+            (source(Refusal::Throttled { reason: reason() }), "throttled", Throttled, true, false),
+            (Refusal::Unavailable { reason: reason() }, "unreachable", Later, false, false),
+            (source(Refusal::Unavailable { reason: reason() }), "unreachable", Later, true, false),
+            (Refusal::Untrusted { reason: reason() }, "untrusted", Useless, false, true),
+            (source(Refusal::Untrusted { reason: reason() }), "untrusted", Useless, true, true),
+            (Refusal::Settings { reason: reason() }, "settings", Useless, true, false),
+            (Refusal::Rejected { reason: reason() }, "rejected", Useless, false, false),
+            (Refusal::Internal { reason: reason() }, "internal", Useless, false, false),
+            (Refusal::BadAnswer(AnswerError::NoData), "bad_answer", Useless, false, false),
+            (Refusal::BadAnswer(AnswerError::Expired(Seconds(1))), "bad_answer", Useless, false, true),
+            (Refusal::BadAnswer(AnswerError::ExpiresSoon(Seconds(1))), "bad_answer", Useless, false, true),
+            (Refusal::Clock { reason: reason(), ahead: None }, "clock", Later, false, true),
+        ];
+        for (refusal, class, retry, about_the_caller, clock) in cases {
+            assert_eq!(refusal.class().as_str(), class, "{refusal:?}");
+            assert_eq!(refusal.retry(), retry, "{refusal:?}");
+            assert_eq!(refusal.is_passing(), retry != Useless, "{refusal:?}");
+            assert_eq!(refusal.is_about_the_caller(), about_the_caller, "{refusal:?}");
+            assert_eq!(refusal.may_be_the_clock(), clock, "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_region_names_missing_credentials_too() {
+        let region = || Refusal::NoRegion { reason: "no region".to_owned(), passing: false };
+        let credentials = Refusal::no_credentials("no key");
+        let both = region().and_credentials(Some(credentials.clone()));
+        assert_eq!(both.to_string(), format!("{credentials}; and {}", region()));
+        let of_source = source(Refusal::Throttled { reason: reason() });
+        assert!(matches!(region().and_credentials(Some(of_source)), Refusal::NoCredentialsNorRegion { .. }));
+        // Credentials that are there and are refused say nothing about the region.
+        let refused = Refusal::BadCredentials { reason: reason(), passing: false };
+        assert_eq!(region().and_credentials(Some(refused)), region());
+        assert_eq!(region().and_credentials(None), region());
+        // The reason alone is for a text that says the rest.
+        assert_eq!(credentials.into_reason(), "no key");
+        assert_eq!(
+            Refusal::BadAnswer(AnswerError::Expired(Seconds(90))).into_reason(),
+            "the answer cannot be used: its token expired 1m 30s ago, or this node's clock is wrong"
+        );
+    }
+
+    #[test]
+    fn the_clock_is_compared_with_a_servers_date() {
+        let date = "Mon, 23 Nov 2026 10:00:00 GMT";
+        let cases = [
+            ("2026-11-23T10:00:00Z", "this node's clock is 0s ahead of the server's: set it"),
+            ("2026-11-23T10:20:00Z", "this node's clock is 20m ahead of the server's: set it"),
+            ("2026-11-23T09:40:00Z", "this node's clock is 20m behind the server's: set it"),
+        ];
+        for (now, expected) in cases {
+            assert_eq!(clock(ahead(Some(date), now.parse().unwrap())), expected);
+        }
+        for date in [None, Some("today")] {
+            assert_eq!(ahead(date, Timestamp::UNIX_EPOCH), None);
+        }
+        assert_eq!(clock(None), "set this node's clock");
+    }
+}

@@ -171,6 +171,13 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_the_same_as_itself_alone() {
+        let [one, same, other] =
+            ["AWS:one", "AWS:one", "AWS:other"].map(|plain| AuthorizationToken::new(encoded(plain)).unwrap());
+        assert!(one.is_same(&same) && !one.is_same(&other));
+    }
+
+    #[test]
     fn debug_shows_no_token() {
         let token = AuthorizationToken::new(encoded("AWS:secret")).unwrap();
         assert_eq!(format!("{token:?}"), "AuthorizationToken(redacted)");
