@@ -95,16 +95,30 @@ mod tests {
             ("", SECRET, None, Err(KeyError::NotAnId)),
             ("AKIA\nX", SECRET, None, Err(KeyError::NotAnId)),
             ("ключ", SECRET, None, Err(KeyError::NotAnId)),
-            (&ID.repeat(7), SECRET, None, Err(KeyError::NotAnId)),
+            (&"I".repeat(LONGEST_ID), SECRET, None, Ok(())),
+            (&"I".repeat(LONGEST_ID + 1), SECRET, None, Err(KeyError::NotAnId)),
+            // Not swapped: the id has the length of a secret, and the secret is none of AWS's ids.
+            (plain, SECRET, None, Ok(())),
+            (plain, "BKIAIOSFODNN7EXAMPLE", None, Ok(())),
+            (plain, "AKIAIOSFODNN7EXAMPLe", None, Ok(())),
+            (plain, "AKIAIOSFODNN7EX", None, Ok(())),
+            (ID, ID, None, Ok(())),
             (ID, "", None, Err(KeyError::NotASecret)),
             (ID, "a b", None, Err(KeyError::NotASecret)),
             (ID, SECRET, Some("a\nb"), Err(KeyError::NotASessionToken)),
-            (ID, &SECRET.repeat(26), None, Err(KeyError::TooLong)),
+            (ID, &"s".repeat(LONGEST_SECRET), None, Ok(())),
+            (ID, &"s".repeat(LONGEST_SECRET + 1), None, Err(KeyError::TooLong)),
+            (ID, SECRET, Some(&"t".repeat(LONGEST_TOKEN)), Ok(())),
             (ID, SECRET, Some(&"t".repeat(LONGEST_TOKEN + 1)), Err(KeyError::TooLong)),
         ];
         for (id, secret, token, expected) in cases {
             assert_eq!(access_key(id, secret, token).map(|_| ()), expected, "{id}");
         }
+        // An id that AWS may have made is shown, and any other may be a secret in the wrong place.
+        access_key("AKIATHESHOWNEXAMPLE1", SECRET, None).unwrap();
+        assert_eq!(redact::redact("AKIATHESHOWNEXAMPLE1", 200), "AKIATHESHOWNEXAMPLE1");
+        access_key("in-the/wrong+place", SECRET, None).unwrap_err();
+        assert_eq!(redact::redact("in-the/wrong+place", 200), "…");
         // Whatever was refused is not shown from now on.
         assert_eq!(redact::redact(&format!("{plain}, {SECRET}, {ID}"), 200), "…, …, …");
     }
