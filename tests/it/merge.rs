@@ -215,10 +215,88 @@ fn every_spelling_of_a_configured_registry_is_taken_over_and_no_other_key() {
         panic!("nothing to do?")
     };
     assert_eq!(changes.taken_over, [format!("https://{HOST}/v2/"), HOST.to_owned()]);
-    let after: Value = serde_json::from_slice(&bytes).unwrap();
-    let keys: Vec<_> = entries_of(&after).into_iter().map(|(key, _)| key).collect();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let keys: Vec<_> = parse(&text).keys().map(str::to_owned).collect();
     let expected = ["first.example", HOST, &format!("{HOST}/team"), "*.dkr.ecr.eu-west-1.amazonaws.com"];
     assert_eq!(keys, expected);
+}
+
+#[test]
+fn another_spelling_beside_the_same_token_is_taken_over() {
+    let text = merged(&json!({ "auths": { "first.example": {} } }).to_string(), &ours());
+    let other = format!("https://{HOST}/v2/");
+    let text = text.replacen("\"first.example\"", &format!("\"{other}\""), 1);
+    let Plan::Replace(bytes, changes) = merge::plan(parse(&text), &wanted(&ours()), input(Origin::File))
+    else {
+        panic!("nothing to do?")
+    };
+    // The agent's own entry is none that it takes over.
+    assert_eq!(changes.taken_over, [other]);
+    let after = String::from_utf8(bytes.to_vec()).unwrap();
+    assert_eq!(parse(&after).keys().collect::<Vec<_>>(), [HOST], "{after}");
+}
+
+#[test]
+fn a_token_of_a_higher_rank_serves_as_the_one_of_the_default_registry() {
+    let record = |text: &str| parse(text).own_records().remove(HOST).unwrap();
+    let later = merged("{}", &ours());
+    assert!(!record(&later).default_registry);
+    let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
+    let entry = older.entries.get_mut(HOST).unwrap();
+    (entry.expires_at, entry.default_registry) = (now() + SignedDuration::from_hours(1), true);
+    let after = after(&later, merge::plan(parse(&later), &older, input(Origin::File)));
+    assert!(record(&after).default_registry, "{after}");
+    assert_eq!(record(&after).expires_at, now() + SignedDuration::from_hours(12), "the later token stays");
+}
+
+#[test]
+fn the_record_of_an_entry_that_another_program_has_changed_is_deleted() {
+    let text = merged("{}", &ours()).replace(&STANDARD.encode("AWS:new"), "dTp0aGVpcnM=");
+    let after = after(&text, merge::plan(parse(&text), &Wanted::default(), input(Origin::File)));
+    assert_eq!(value(&after)["ecr-node-agent"]["entries"], json!({}), "{after}");
+    assert_eq!(value(&after)["auths"][HOST]["auth"], "dTp0aGVpcnM=");
+}
+
+#[test]
+fn copied_entries_are_written_before_there_is_a_token() {
+    for (origin, created) in [(Origin::Nothing, json!("file")), (Origin::File, Value::Null)] {
+        let copied = BTreeMap::from([("a.example".to_owned(), "digest".to_owned())]);
+        let text = after("", merge::plan_copied(parse("{\"auths\":{\"a.example\":{}}}"), origin, copied));
+        let ledger = &value(&text)["ecr-node-agent"];
+        assert_eq!(ledger["takenAlong"], json!({ "a.example": "digest" }), "{text}");
+        assert_eq!(ledger["created"], created, "{text}");
+    }
+}
+
+#[test]
+fn a_version_that_adds_nothing_can_be_replaced() {
+    let foreign = json!({ "credsStore": "x", "auths": { "a.example": { "auth": "dTpw" } } });
+    let with_ours = merged(&foreign.to_string(), &ours());
+    let mut copies = Document::default();
+    let along = copies.copy_entries(&parse("{\"auths\": {\"b.example\": {\"auth\": \"dTpw\"}}}"));
+    let with_copies = after(
+        "",
+        merge::plan(copies, &wanted(&ours()), MergeInput { copied: along, ..input(Origin::Nothing) }),
+    );
+    let cases = [
+        // a version, what replaces it, whether copies count, whether nothing is lost
+        (foreign.to_string(), foreign.to_string(), false, true),
+        (with_ours.clone(), foreign.to_string(), false, true),
+        (foreign.to_string(), with_ours.clone(), false, true),
+        (foreign.to_string(), "{}".to_owned(), false, false),
+        (json!({ "credsStore": "x" }).to_string(), "{}".to_owned(), false, false),
+        (json!({ "auths": { "a.example": { "auth": "dTpw" } } }).to_string(), "{}".to_owned(), false, false),
+        (foreign.to_string(), foreign.to_string().replace("dTpw", "dTpx"), false, false),
+        // An entry of the agent's that another program has changed is foreign content.
+        (with_ours.replace(&STANDARD.encode("AWS:new"), "dTpw"), foreign.to_string(), false, false),
+        (with_copies.clone(), "{}".to_owned(), false, true),
+        (with_copies.clone(), "{}".to_owned(), true, false),
+        (with_copies.replace("dTpw", "dTpx"), "{}".to_owned(), false, false),
+    ];
+    for (version, other, copies_count, expected) in cases {
+        let found = merge::adds_nothing(&parse(&version), &parse(&other), copies_count);
+        assert_eq!(found, expected, "{version} by {other}, copies count: {copies_count}");
+    }
 }
 
 #[test]
@@ -281,6 +359,26 @@ fn a_created_file_is_deleted_if_it_holds_nothing_else() {
 }
 
 #[test]
+fn a_created_file_with_a_field_of_another_program_is_not_deleted() {
+    let made = after("", merge::plan(Document::default(), &wanted(&ours()), input(Origin::Nothing)));
+    let theirs = made.replacen('{', "{\"credsStore\": \"x\",", 1);
+    for hides_another in [false, true] {
+        let plan = merge::remove(parse(&theirs), hides_another, &[]);
+        let Plan::Replace(bytes, _) = plan else { panic!("{plan:?}") };
+        let left: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(left, json!({ "credsStore": "x", "auths": {} }));
+    }
+}
+
+#[test]
+fn the_buffer_of_a_document_is_allocated_once() {
+    let text = json!({ "x": "y".repeat(1000), "auths": { "a.example": { "auth": "dTpw" } } }).to_string();
+    let plan = merge::plan(parse(&text), &wanted(&ours()), input(Origin::File));
+    let Plan::Replace(bytes, _) = plan else { panic!("{plan:?}") };
+    assert!(bytes.capacity() - bytes.len() < 100, "{} for {}", bytes.capacity(), bytes.len());
+}
+
+#[test]
 fn an_entry_that_another_program_has_changed_is_foreign() {
     let text = merged("{}", &ours());
     let theirs = text.replace(&STANDARD.encode("AWS:new"), "dTp0aGVpcnM=");
@@ -314,6 +412,32 @@ fn unusual_text_in_the_ledger_does_not_damage_the_file() {
     entry.source = "two  spaces\n\tand \"quotes\"".to_owned();
     let text = after("{}", merge::plan(parse("{}"), &wanted, input(Origin::File)));
     assert_eq!(value(&text)["ecr-node-agent"]["entries"][HOST]["source"], "two  spaces\n\tand \"quotes\"");
+}
+
+#[test]
+fn a_file_with_the_ledger_of_a_later_version_is_not_touched() {
+    for text in
+        ["{\"ecr-node-agent\":{\"version\":2}}", "{\"ecr-node-agent\":{\"version\":2},\"ecr-node-agent\":{}}"]
+    {
+        let found = parse::parse(text.as_bytes());
+        assert!(matches!(found, Err(parse::ParseError::CannotPreserve(_))), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn headers_must_be_strings() {
+    let cases = [
+        ("null", true),
+        ("{}", true),
+        (r#"{"a":"b","c":null}"#, true),
+        (r#"{"a":"b","c":1}"#, false),
+        ("[]", false),
+        ("\"a\"", false),
+    ];
+    for (headers, is_accepted) in cases {
+        let text = format!("{{\"HttpHeaders\":{headers}}}");
+        assert_eq!(parse::parse(text.as_bytes()).unwrap().defects.is_empty(), is_accepted, "{text}");
+    }
 }
 
 #[test]
@@ -379,9 +503,17 @@ fn a_removal_takes_out_an_entry_without_a_record_if_it_is_ecrs_and_asked_for() {
     assert_eq!(merge::unrecorded(&parse(&text)), [HOST, other]);
     assert!(matches!(merge::remove(parse(&text), false, &[]), Plan::Keep));
     let registries = [HOST.to_owned(), "registry.example.com".to_owned()];
-    let left = value(&after(&text, merge::remove(parse(&text), false, &registries)));
-    let keys: Vec<_> = entries_of(&left).into_iter().map(|(key, _)| key).collect();
-    assert_eq!(keys, [other, "registry.example.com"]);
+    // In any spelling.
+    for spelling in [HOST.to_owned(), format!("https://{HOST}/v2/")] {
+        let text = text.replace(HOST, &spelling);
+        let Plan::Replace(bytes, changes) = merge::remove(parse(&text), false, &registries) else {
+            panic!("{text}")
+        };
+        assert_eq!(changes.removed, [spelling]);
+        let left: Value = serde_json::from_slice(&bytes).unwrap();
+        let keys: Vec<_> = entries_of(&left).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, [other, "registry.example.com"]);
+    }
 }
 
 #[test]
