@@ -259,7 +259,17 @@ mod tests {
                 (image.repository().as_str(), image.host(), image.reference()),
                 (repository, host, reference)
             );
+            assert!(
+                repository.ends_with(image.path()) && image.path().len() >= repository.len() - host.len() - 1
+            );
+            assert_eq!(image.to_string(), said);
         }
+    }
+
+    #[test]
+    fn the_longest_name_has_255_characters() {
+        let image: Image = format!("r.example.com/{}", "a".repeat(255)).parse().unwrap();
+        assert_eq!(image.path().len(), 255);
     }
 
     #[test]

@@ -181,6 +181,10 @@ mod tests {
         let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(!too_deep(&nested(10_000)));
         assert!(too_deep(&nested(10_001)));
-        assert!(!too_deep(&format!("\"{}\\\"{}\"", "[".repeat(6_000), "[".repeat(6_000))));
+        let brackets = "[".repeat(10_001);
+        assert!(!too_deep(&format!("[\"{brackets}\\\"{brackets}\\\\\"]")));
+        assert!(too_deep(&format!("[\"\\\\\", {brackets}")), "the string ends before them");
+        assert!(too_deep(&format!("{}\"]]\", [[", "[".repeat(9_999))), "brackets in a string close nothing");
+        assert!(!too_deep(&format!("[{}{{}}]", "[],".repeat(10_001))), "side by side");
     }
 }

@@ -313,4 +313,23 @@ mod tests {
         assert_eq!(tried("team/app"), (vec!["docker.io/team".to_owned()], false));
         assert_eq!(tried("registry.example.com/app"), (Vec::new(), false));
     }
+
+    #[test]
+    fn a_limited_number_of_entries_that_are_not_tried_is_listed() {
+        let hosts: Vec<String> =
+            (0..MAX_PASSED_OVER + 2).map(|number| format!("{number:04}.example")).collect();
+        let mut keys: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        let counts = |keys: &[&str], image: &str| {
+            let keyring = keyring(keys);
+            let found = keyring.look_up(&image.parse().unwrap());
+            (found.tried.len(), found.passed_over.len(), found.more_passed_over)
+        };
+        assert_eq!(counts(&keys, "registry.example.com/app"), (0, MAX_PASSED_OVER, 2));
+        assert_eq!(counts(&keys[..MAX_PASSED_OVER], "registry.example.com/app"), (0, MAX_PASSED_OVER, 0));
+        // Docker Hub's entry is tried after all, and is none of these.
+        keys.push("https://index.docker.io/v1/");
+        let (tried, listed, more) = counts(&keys, "nginx");
+        assert_eq!((tried, listed + more), (1, hosts.len()));
+        assert_eq!(counts(&keys[MAX_PASSED_OVER..], "nginx"), (1, 2, 0));
+    }
 }

@@ -106,6 +106,8 @@ mod tests {
             ("{\"kind\":\"a b\\n\"}", Some("a Kubernetes object")),
             ("a: 1\nb:\n  - c\n", Some("a YAML file")),
             ("---\nauths: {}\n", Some("a YAML file")),
+            ("# a comment\na: 1\n\nb: 2\n", Some("a YAML file")),
+            ("{\"apiVersion\":\"a b\"}", Some("a Kubernetes object")),
             ("version = 2\n[plugins]\n  a = 1\n", Some("a file of settings")),
             // A docker config, whole or damaged, or no text of another program's.
             ("", None),
@@ -120,6 +122,7 @@ mod tests {
             ("QVdTOnN1cGVyc2VjcmV0==", None),
             ("\"kind: x\"", None),
             ("[\n1\n]", None),
+            ("[a\nb = 1\n", None),
             ("<html>\n<body>\n", None),
             ("\u{0}\u{0}\u{0}", None),
             ("\u{C}", None),
