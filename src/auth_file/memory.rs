@@ -214,4 +214,112 @@ mod tests {
         memory.set_left(Some(written));
         assert_eq!(missing(&mut memory, 100), Duration::ZERO);
     }
+
+    /// What `stat` says of a directory, with these times of its last changes.
+    fn stat_of(modified: i64, changed: i64) -> FileStat {
+        let mut found = stat("/").unwrap();
+        (found.st_mtime, found.st_ctime, found.st_ctime_nsec) = (modified, changed, 0);
+        found
+    }
+
+    #[test]
+    fn a_file_is_unchanged_since_its_last_change_by_either_clock() {
+        let at =
+            |wall, boot| Now { wall: Timestamp::from_second(wall).unwrap(), boot: Duration::from_secs(boot) };
+        let mut memory = Memory::default();
+        assert!(memory.is_new());
+        let mut unchanged = |missing, stat, now| memory.look(missing, &stat, now).unchanged_for.as_secs();
+        // By the wall clock, or by how long the agent has seen it so.
+        assert_eq!(unchanged(false, stat_of(90, 90), at(100, 10)), 10);
+        assert_eq!(unchanged(false, stat_of(90, 90), at(90, 13)), 3);
+        // A new time of modification makes a new version, but not if the file is missing: then it is the directory's.
+        assert_eq!(unchanged(false, stat_of(91, 200), at(91, 20)), 0);
+        assert_eq!(unchanged(true, stat_of(91, 200), at(91, 30)), 0);
+        assert_eq!(unchanged(true, stat_of(92, 200), at(92, 32)), 2);
+        assert!(!memory.is_new());
+    }
+
+    #[test]
+    fn the_longest_pause_of_a_program_that_writes_in_steps_is_remembered_until_the_file_is_at_rest() {
+        let mut memory = Memory::default();
+        let mut look = |changed, boot| {
+            let now = Now { wall: Timestamp::from_second(changed).unwrap(), boot: Duration::from_secs(boot) };
+            let quiet = memory.look(false, &stat_of(changed, changed), now);
+            (quiet.waiting_for.as_secs(), quiet.longest_pause.as_secs())
+        };
+        assert_eq!(look(100, 10), (0, 0));
+        assert_eq!(look(103, 13), (3, 3));
+        assert_eq!(look(104, 14), (4, 3));
+        assert_eq!(look(109, 19), (9, 5));
+        memory.end_wait();
+        let now = Now { wall: Timestamp::from_second(109).unwrap(), boot: Duration::from_secs(20) };
+        let quiet = memory.look(false, &stat_of(109, 109), now);
+        assert_eq!((quiet.waiting_for, quiet.longest_pause), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_remembered_belongs_to_one_place_and_ends_with_the_file() {
+        let (root, mut memory) = (stat("/").unwrap(), Memory::default());
+        let fill = |memory: &mut Memory| {
+            memory.set_place(&root, OsStr::new("config.json"));
+            memory.set_good(b"{}");
+            memory.set_left(Some(Stamp::of(&root)));
+            memory.set_mode(0o600);
+        };
+        let remembered = |memory: &Memory| {
+            (memory.good() == Some(b"{}"), memory.is_as_left(&root), memory.mode(0o644) == 0o600)
+        };
+        fill(&mut memory);
+        memory.set_place(&root, OsStr::new("config.json"));
+        assert_eq!(remembered(&memory), (true, true, true));
+        assert!(!memory.is_as_left(&stat_of(1, 1)));
+        memory.set_good(b"{ }");
+        assert_eq!(memory.good(), Some(&b"{ }"[..]));
+        memory.forget();
+        assert_eq!((memory.good(), remembered(&memory)), (None, (false, false, false)));
+        fill(&mut memory);
+        memory.set_place(&root, OsStr::new("other.json"));
+        assert_eq!(remembered(&memory), (false, false, false));
+        // The new place is remembered.
+        memory.set_good(b"{}");
+        memory.set_place(&root, OsStr::new("other.json"));
+        assert!(memory.good().is_some());
+    }
+
+    #[test]
+    fn a_mode_that_has_become_stricter_is_kept_and_a_wider_one_is_not() {
+        let mut memory = Memory::default();
+        assert_eq!(memory.mode(0o644), 0o644, "nothing is known of the mode before");
+        for (last, found, expected) in [
+            (0o600, 0o644, 0o600),
+            (0o640, 0o644, 0o640),
+            (0o640, 0o604, 0o600),
+            (0o644, 0o600, 0o600),
+            (0o640, 0o640, 0o640),
+            (0o400, 0o600, 0o600),
+        ] {
+            memory.set_mode(last);
+            assert_eq!(memory.mode(found), expected, "{found:o} after {last:o}");
+        }
+    }
+
+    #[test]
+    fn the_same_news_is_reported_once() {
+        let mut memory = Memory::default();
+        let [none, one, other] = [vec![], vec!["one".to_owned()], vec!["other".to_owned()]];
+        for (exposure, is_news) in
+            [(&none, false), (&one, true), (&one, false), (&other, true), (&none, false), (&other, true)]
+        {
+            assert_eq!(memory.is_news(exposure), is_news, "{exposure:?}");
+        }
+        // After a failure the agent waits for the lock only briefly.
+        let waits =
+            [(true, true, LOCK_WAIT_AGAIN), (true, false, LOCK_WAIT_AGAIN), (false, false, LOCK_WAIT)];
+        for (not_locked, is_news, next_wait) in
+            [(false, false, LOCK_WAIT)].into_iter().chain(waits).chain(waits)
+        {
+            assert_eq!(memory.set_not_locked(not_locked), is_news, "{not_locked}");
+            assert_eq!(memory.lock_wait(), next_wait, "{not_locked}");
+        }
+    }
 }
