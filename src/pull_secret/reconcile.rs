@@ -470,7 +470,33 @@ mod tests {
                 format!(r#"{{"auths":{{"{HOST}":{{"auth":"QVdTOmE="}},"{OTHER}":{{"auth":"QVdTOmI="}}}}}}"#)
             );
             assert_eq!(secret.annotation(EXPIRES_AT), Some(&at(11).to_string()));
-            assert!(is_left(&secret, &wanted, ownership, at(0)), "{ownership:?}");
+            assert_eq!(secret.metadata.name.as_deref(), Some("ecr-creds"));
+            assert_eq!(secret.metadata.namespace.as_deref(), Some("team-a"));
+            let ends = Expirations::from([(HOST.to_owned(), at(12)), (OTHER.to_owned(), at(11))]);
+            let Plan::Create(desired) = plan(None, &wanted, ownership, at(0)) else {
+                panic!("{ownership:?}")
+            };
+            assert_eq!(desired.expirations, ends);
+            let planned = plan(Some(&secret), &wanted, ownership, at(0));
+            assert!(matches!(&planned, Plan::Leave(found) if *found == ends), "{planned:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_whose_token_another_program_has_changed_is_restored() {
+        let ours = wanted(&[(HOST, "QVdTOmE=", 0)]);
+        for ownership in [Ownership::Alone, Ownership::Many] {
+            let (secret, _) = written(None, &ours, ownership, at(0));
+            for config in [
+                format!(r#"{{"auths":{{"{HOST}":{{"auth":"QVdTOmI="}}}}}}"#),
+                format!(r#"{{"auths":{{"{HOST}":{{"username":"QVdTOmE="}}}}}}"#),
+                format!(r#"{{"auths":{{"{HOST}":{{"auth":"QVdTOmE="}}}},"credsStore":"x"}}"#),
+            ] {
+                let mut changed = secret.clone();
+                set_config(&mut changed, &config);
+                let (repaired, reason) = written(Some(&changed), &ours, ownership, at(1));
+                assert_eq!((reason, &repaired.data), (WriteReason::Changed, &secret.data), "{config}");
+            }
         }
     }
 
@@ -676,12 +702,21 @@ mod tests {
     }
 
     #[test]
+    fn the_buffer_of_a_docker_config_is_allocated_once() {
+        let ours = wanted(&[(HOST, &"QVdT".repeat(1000), 0), (OTHER, &"QVdT".repeat(600), 0)]);
+        let entries = ours.entries.iter().map(|(key, ours)| (key.clone(), Entry::of(ours))).collect();
+        let text = docker_config(&entries);
+        assert!(text.capacity() - text.len() < 100, "{} for {}", text.capacity(), text.len());
+    }
+
+    #[test]
     fn debug_shows_no_token() {
         let ours = wanted(&[(HOST, "QVdTOmE=", 0)]);
         let plan = plan(None, &ours, Ownership::Many, at(0));
         let secret = foreign("QVdTOmE=");
         let shown = format!("{plan:?}{secret:?}");
         assert!(!shown.contains("QVdTOmE") && !shown.contains("81, 86, 100"), "{shown}");
+        assert!(shown.contains("ecr-creds"), "{shown}");
     }
 
     /// The repair of a secret that another program has damaged, by agents in some order.
