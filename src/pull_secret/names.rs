@@ -212,8 +212,7 @@ impl Glob {
                 }
                 _ => {
                     let Some((star, taken)) = last_star else { return false };
-                    last_star = Some((star, taken + 1));
-                    (at, of) = (star + 1, taken + 1);
+                    (at, of) = (star, taken + 1);
                 }
             }
         }
@@ -275,10 +274,34 @@ mod tests {
             ("default/..", false),
         ];
         for (text, good) in cases {
-            assert_eq!(text.parse::<PullSecretArg>().is_ok(), good, "{text}");
+            let parsed = text.parse::<PullSecretArg>();
+            assert_eq!(parsed.is_ok(), good, "{text}");
+            assert!(parsed.is_err() || parsed.unwrap().to_string() == text, "{text}");
         }
-        assert!(format!("{}/a", "a".repeat(63)).parse::<PullSecretArg>().is_ok());
-        assert!(format!("{}/a", "a".repeat(64)).parse::<PullSecretArg>().is_err());
+        let cases = [
+            // A namespace has 63 characters at most, and any number of `*` may stand for none.
+            ("a".repeat(63), true),
+            ("a".repeat(64), false),
+            ("a".repeat(63) + "*", true),
+            ("a".repeat(64) + "*", false),
+            ("*".repeat(253), true),
+            ("*".repeat(254), false),
+        ];
+        for (namespace, good) in cases {
+            assert_eq!(format!("{namespace}/a").parse::<PullSecretArg>().is_ok(), good, "{namespace}");
+        }
+    }
+
+    #[test]
+    fn what_there_is_to_keep_is_known() {
+        let mut secrets = PullSecrets::default();
+        assert!(secrets.is_empty() && !secrets.uses_label("ecr"));
+        let label = NamespaceSelector::Label("ecr=yes".parse().unwrap());
+        secrets.found.push((label, "ecr-creds".parse().unwrap()));
+        assert!(!secrets.is_empty() && secrets.uses_label("ecr") && !secrets.uses_label("yes"));
+        let PullSecretArg::Exactly(named) = "default/ecr-creds".parse().unwrap() else { panic!() };
+        let secrets = PullSecrets { named: BTreeSet::from([named]), ..PullSecrets::default() };
+        assert!(!secrets.is_empty() && !secrets.uses_label("ecr"));
     }
 
     #[test]

@@ -169,6 +169,21 @@ mod tests {
         let cases = [(1, 10), (2, 20), (9, 2560), (10, 3600), (u32::MAX, 3600)];
         for (failures, seconds) in cases {
             assert_eq!(after_refusal(failures, 1.0), Duration::from_secs(seconds), "{failures}");
+            assert_eq!(after_refusal(failures, 0.5), Duration::from_secs(seconds) / 2, "{failures}");
+        }
+    }
+
+    #[test]
+    fn reads_of_many_agents_are_spread() {
+        let cases = [
+            // milliseconds until the next read, for the random numbers 0, 0.5 and 1
+            ([0.0, 0.5, 1.0].map(first_look), [0, 500, 1_000]),
+            ([0.0, 0.5, 1.0].map(look_again), [1_000, 5_500, 10_000]),
+            ([0.0, 0.5, 1.0].map(after_postponing), [300_000, 450_000, 600_000]),
+            ([0.0, 0.5, 1.0].map(lapsing), [0, 150_000, 300_000]),
+        ];
+        for (delays, expected) in cases {
+            assert_eq!(delays.map(|delay| delay.as_millis()), expected);
         }
     }
 
