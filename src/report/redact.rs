@@ -118,11 +118,7 @@ impl Known {
 
     fn redact(&self, text: &str, longest: usize, and_tokens: bool) -> String {
         let text = text.trim();
-        let mut end = text.len().min(LONGEST_TEXT);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let text = &text[..end];
+        let text = &text[..text.floor_char_boundary(LONGEST_TEXT)];
         let mut removed = self.parts_of_secrets(text);
         remove_users(text, &mut removed);
         if and_tokens {
@@ -357,8 +353,30 @@ mod tests {
                 let shown = known.redact(&format!("Basic {encoded}."), 200, false);
                 // The first and the last two bytes of a secret share a character with what stands beside it.
                 assert!(shown.len() < 25, "{shown}");
+                assert!(shown.starts_with("Basic ") && shown.ends_with('.'), "{shown}");
             }
         }
+        // Encoded, it has the two digits that differ between the alphabets of base64.
+        let known = knowing(&["~~~>>>???~~~>>>???"]);
+        for encoded in [STANDARD.encode("~~~>>>???~~~>>>???"), URL_SAFE_NO_PAD.encode("~~~>>>???~~~>>>???")] {
+            assert_eq!(known.redact(&format!("Basic {encoded}."), 200, false), "Basic ….", "{encoded}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_two_characters() {
+        let text = format!("{}ä b", "a".repeat(LONGEST_TEXT - 1));
+        assert_eq!(Known::new().redact(&text, LONGEST_TEXT, false), "a".repeat(LONGEST_TEXT - 1));
+    }
+
+    #[test]
+    fn the_lines_of_a_private_key_are_secrets_and_those_of_a_certificate_are_not() {
+        remember_private_key(
+            "before-the-first\n-----BEGIN CERTIFICATE-----\nof-the-certificate\n-----END CERTIFICATE-----\n\
+             -----BEGIN EC PRIVATE KEY-----\nof-the-private-key\n-----END EC PRIVATE KEY-----\nafter-the-last\n",
+        );
+        let text = "before-the-first of-the-certificate of-the-private-key after-the-last";
+        assert_eq!(redact_known(text, 100), text.replace("of-the-private-key", REMOVED));
     }
 
     #[test]
@@ -368,8 +386,17 @@ mod tests {
         for number in 0..100 {
             known.add(&format!("{number:05}").repeat(1000));
         }
-        assert!(known.bytes <= CAPACITY, "{}", known.bytes);
+        let bytes: usize = known.secrets.iter().map(|secret| secret.expose_secret().len()).sum();
+        assert_eq!(known.bytes, bytes);
+        assert!(bytes <= CAPACITY && bytes + 5000 > CAPACITY, "{bytes}");
         assert!(known.redact(&"00099".repeat(4), 100, false).contains('…'), "the newest is known");
+        // Exactly as much as there is room for.
+        let mut known = knowing(&[&"a".repeat(LONGEST_SECRET), &"b".repeat(LONGEST_SECRET)]);
+        known.add(&"c".repeat(LONGEST_SECRET));
+        known.add(&"d".repeat(CAPACITY - 3 * LONGEST_SECRET));
+        assert_eq!((known.bytes, known.secrets.len()), (CAPACITY, 4));
+        known.add("e");
+        assert_eq!(known.secrets.len(), 4, "the oldest is forgotten");
     }
 
     #[test]
@@ -390,7 +417,9 @@ mod tests {
     fn secrets_are_remembered_for_the_whole_program() {
         remember("  of-the-whole-program\n");
         remember("abc");
-        assert_eq!(redact("say of-the-whole-program, abc", 100), "say …, abc");
+        remember("wXyZ");
+        assert_eq!(redact("say of-the-whole-program, abc, wXyZ", 100), "say …, abc, …");
+        assert_eq!(shown_path(Path::new("/run/of-the-whole-program/x\ny")), "/run/…/x\\ny");
     }
 
     #[test]
@@ -398,6 +427,10 @@ mod tests {
         let held = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(redact_at_once("anything", 100), None);
         drop(held);
+        // Other tests use it at the same time, each for a moment.
+        let shown =
+            std::iter::repeat_with(|| redact_at_once("anything", 100)).take(10_000_000).flatten().next();
+        assert_eq!(shown.as_deref(), Some("anything"));
     }
 
     proptest! {
