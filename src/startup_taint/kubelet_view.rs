@@ -27,13 +27,11 @@ pub struct Evidence {
 #[must_use]
 pub fn remaining(evidence: Evidence, now: Timestamp) -> Duration {
     let Evidence { changed, kubelet_started } = evidence;
-    if changed > now {
-        return LONGEST;
-    }
     if kubelet_started.is_some_and(|started| changed < started && started <= now) {
         return Duration::ZERO;
     }
     let passed: SignedDuration = now.duration_since(changed);
+    // Negative if the change is in the future: then nothing has passed.
     LONGEST.saturating_sub(Duration::try_from(passed).unwrap_or_default())
 }
 
