@@ -224,6 +224,7 @@ mod tests {
         for (left, cached) in cases {
             let left = SignedDuration::from_secs(left);
             assert_eq!(cache_duration(left).as_secs(), cached, "{left}");
+            assert_eq!(is_nearly_expired(left), cached == 0 && left.as_secs() != 900, "{left}");
         }
     }
 

@@ -265,6 +265,62 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_annotations_are_those_of_kubernetes() {
+        let (name, domain) = ("a".repeat(63), format!("{0}.{0}.{0}.{1}", "a".repeat(63), "a".repeat(61)));
+        let cases = [
+            ("a", true),
+            ("Example.com/Role_a-b.c9", true),
+            ("eks.amazonaws.com/role-arn", true),
+            (&format!("{domain}/{name}"), true),
+            (&format!("{domain}a/{name}"), false),
+            (&format!("{domain}/{name}a"), false),
+            ("", false),
+            ("/a", false),
+            ("a/", false),
+            ("a/b/c", false),
+            ("-a", false),
+            ("a-", false),
+            ("a b", false),
+            ("-a.com/b", false),
+            ("a-.com/b", false),
+            ("a_b.com/c", false),
+            ("a..com/b", false),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(is_annotation(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn files_of_some_names_are_read() {
+        let cases =
+            [("a.json", true), ("a.yaml", true), ("a.b.yml", true), ("a.conf", false), ("yaml", false)];
+        for (name, expected) in cases {
+            assert_eq!(is_read(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_needs_patterns_that_are_all_keys() {
+        let config = |patterns: &str| {
+            let text = format!(
+                "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: a\n  \
+                 apiVersion: credentialprovider.kubelet.k8s.io/v1\n  defaultCacheDuration: 1h\n  matchImages: {patterns}\n"
+            );
+            read(vec![("config.yaml".to_owned(), text)])
+        };
+        let providers = config("[\"*.example.com\", b.example/team]").unwrap();
+        let cases = [("a.example.com/x", true), ("b.example/team/x", true), ("b.example/x", false)];
+        for (repository, expected) in cases {
+            assert_eq!(providers[0].serves(repository), expected, "{repository}");
+        }
+        for patterns in ["[]", "[\"a b\"]", "[a.example, \"a b\"]"] {
+            let found = config(patterns);
+            assert!(matches!(found, Err(ConfigError::Field { field: "matchImages", .. })), "{patterns}");
+        }
+    }
+
+    #[test]
     fn an_error_shows_no_value_of_a_variable() {
         let text = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: a\n  env:\n  - \
                     {name: A, value: secret, more: secret}\n";

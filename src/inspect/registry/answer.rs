@@ -157,6 +157,24 @@ mod tests {
     }
 
     #[test]
+    fn a_status_means_something_for_a_pull() {
+        let cases = [
+            (200, "works", true),
+            (401, "not_accepted", false),
+            (403, "not_allowed", false),
+            (404, "not_there", false),
+            (429, "throttled", false),
+            (307, "redirected", false),
+            (500, "unexpected", false),
+        ];
+        for (status, word, is_good) in cases {
+            let meaning = Meaning::of_status(status);
+            assert_eq!((meaning.word(), meaning.is_good()), (word, is_good), "{status}");
+        }
+        assert!(Meaning::NotAsked.is_good());
+    }
+
+    #[test]
     fn a_token_has_one_of_two_names() {
         let token = |body: &str| token(body.as_bytes()).map(|token| token.expose_secret().to_owned());
         assert_eq!(token(r#"{"token":"a"}"#).as_deref(), Some("a"));

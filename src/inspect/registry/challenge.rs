@@ -248,5 +248,11 @@ mod tests {
         }
         let url = token_url("https://a/t", Some("a b&c"), "r", &remote).unwrap();
         assert_eq!(url, "https://a/t?service=a%20b%26c&scope=repository:r:pull");
+        for (length, is_url) in [(MAX_REALM, true), (MAX_REALM + 1, false), (MAX_REALM + 2, false)] {
+            let realm = format!("{:a<length$}", "https://a/");
+            assert_eq!(token_url(&realm, None, "r", &remote).is_ok(), is_url, "{length} bytes");
+        }
+        assert_eq!(remote.url("/v2/"), "https://registry.example.com/v2/");
+        assert_eq!(open.url("/v2/"), "http://registry.example.com:5000/v2/");
     }
 }
