@@ -74,3 +74,81 @@ pub fn wanted<'a>(
     }
     wanted
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ecr::token::AuthorizationToken;
+    use secrecy::{ExposeSecret as _, SecretString};
+
+    const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    const SAME_SOURCE: &str = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
+    const PUBLIC: &str = "public.ecr.aws";
+
+    fn now() -> Timestamp {
+        "2026-11-23T10:00:00Z".parse().unwrap()
+    }
+
+    fn token(registry: Option<&str>) -> Token {
+        Token {
+            authorization: AuthorizationToken::new(SecretString::from("QVdTOnNlY3JldA==")).unwrap(),
+            expires_at: now() + SignedDuration::from_hours(12),
+            fetched_at: now(),
+            registry: registry.map(str::to_owned),
+        }
+    }
+
+    fn requests(hosts: &[&str]) -> Vec<TokenRequest> {
+        let registries: Vec<Registry> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        TokenRequest::for_registries(&registries, None)
+    }
+
+    #[test]
+    fn one_token_serves_all_registries_of_its_source() {
+        let role = "arn:aws:iam::123456789012:role/pull";
+        let with_role = format!("{HOST},role={role}");
+        let found = requests(&[HOST, PUBLIC, SAME_SOURCE, &with_role]);
+        let found: Vec<_> = found.iter().map(|it| (it.source.to_string(), it.keys.clone())).collect();
+        let expected = [
+            ("eu-west-1".to_owned(), vec![HOST.to_owned(), SAME_SOURCE.to_owned()]),
+            (format!("eu-west-1 as {role}"), vec![HOST.to_owned()]),
+            ("us-east-1 public".to_owned(), vec![PUBLIC.to_owned()]),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn each_registry_gets_the_token_of_its_source_or_keeps_its_entry() {
+        let [private, public] = requests(&[HOST, PUBLIC]).try_into().unwrap();
+        let token = token(None);
+        let found = wanted([(&private, Some(&token)), (&public, None)], now());
+        let [(key, entry)] = found.entries.into_iter().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(key, HOST);
+        assert_eq!(entry.auth.expose_secret(), "QVdTOnNlY3JldA==");
+        assert_eq!((entry.expires_at, entry.fetched_at), (token.expires_at, token.fetched_at));
+        assert_eq!((entry.source.as_str(), entry.default_registry), ("eu-west-1", false));
+        // The public gallery serves anonymously too, so its entry is removed before it expires.
+        assert_eq!(found.lapse, BTreeMap::from([(PUBLIC.to_owned(), now() + LAPSE)]));
+        assert_eq!(found.keep, [""; 0]);
+        assert!(found.drop_others);
+
+        let found = wanted([(&private, None), (&public, Some(&token))], now());
+        assert_eq!(found.entries.into_keys().collect::<Vec<_>>(), [PUBLIC]);
+        assert_eq!(found.keep, [HOST]);
+        assert!(found.lapse.is_empty() && found.drop_others);
+    }
+
+    #[test]
+    fn without_a_configured_registry_the_token_names_it_and_without_a_token_every_entry_stays() {
+        let mut request = requests(&[HOST]).remove(0);
+        request.keys.clear();
+        let found = wanted([(&request, Some(&token(Some(HOST))))], now());
+        assert!(found.entries[HOST].default_registry && found.drop_others);
+        let found = wanted([(&request, None)], now());
+        assert!(found.entries.is_empty() && found.keep.is_empty() && !found.drop_others);
+        // One such request is enough.
+        let other = requests(&[SAME_SOURCE]).remove(0);
+        let both = [(&request, None), (&other, None)];
+        assert!(!wanted(both, now()).drop_others && !wanted(both.into_iter().rev(), now()).drop_others);
+    }
+}
