@@ -31,8 +31,6 @@ pub struct AuthFiles {
     files: Vec<AuthFileState>,
     /// One at most for each file.
     writes: JoinSet<WriteEnded>,
-    /// How often a file was repaired after another program had changed it.
-    repairs: u64,
 }
 
 /// An auth file, as the daemon keeps it.
@@ -41,6 +39,8 @@ struct AuthFileState {
     scheduler: WriteScheduler,
     /// What is remembered of the file between two writes; empty while a write is under way.
     memory: Memory,
+    /// How often another program has changed the file, as of the last write.
+    foreign_changes: u64,
     /// The entries of ours that the file held after it was last read or written, by key.
     records: BTreeMap<String, Record>,
     /// The write that is under way; `None` if none is.
@@ -91,6 +91,7 @@ impl AuthFiles {
                 file: file.clone(),
                 scheduler,
                 memory: Memory::default(),
+                foreign_changes: 0,
                 records: BTreeMap::new(),
                 writing: None,
                 waiting: None,
@@ -98,7 +99,7 @@ impl AuthFiles {
                 fighting_since: None,
             }
         };
-        Self { files: files.iter().map(state).collect(), writes: JoinSet::new(), repairs: 0 }
+        Self { files: files.iter().map(state).collect(), writes: JoinSet::new() }
     }
 
     /// The files.
@@ -194,6 +195,7 @@ impl AuthFiles {
         let path = state.file.path.clone();
         let panicked = || (Err(AuthFileError::Panicked(path.clone())), Memory::default());
         let (result, memory) = ended.result.unwrap_or_else(panicked);
+        state.foreign_changes = memory.foreign_changes();
         state.memory = memory;
         let change = match &result {
             Err(_) => WriteResult::Failed,
@@ -224,9 +226,6 @@ impl AuthFiles {
             }
         }
         let mut drift = state.scheduler.end(change, now, fastrand::f64());
-        if matches!(drift, DriftEvent::Repaired | DriftEvent::Fight) {
-            self.repairs += 1;
-        }
         if state.waiting.as_mut().is_some_and(|waiting| waiting.is_newly_longer(LONG_WAIT, now)) {
             drift = DriftEvent::LongWait;
         }
@@ -242,10 +241,10 @@ impl AuthFiles {
         self.files.iter().any(|state| state.writing.is_some())
     }
 
-    /// How often this agent has repaired a file after another program had changed it.
+    /// How often other programs have changed the files, as far as is known.
     #[must_use]
-    pub fn repairs(&self) -> u64 {
-        self.repairs
+    pub fn foreign_changes(&self) -> u64 {
+        self.files.iter().map(|state| state.foreign_changes).sum()
     }
 
     /// Whether there is no file to keep.

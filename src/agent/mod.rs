@@ -243,7 +243,7 @@ impl Agent {
         }
         let is_valid = self.not_ready(now).is_empty() && !self.files.is_changing();
         let credentials = if is_valid {
-            Credentials::Valid { repairs: self.files.repairs() }
+            Credentials::Valid { foreign_changes: self.files.foreign_changes() }
         } else {
             Credentials::Missing
         };

@@ -33,6 +33,8 @@ pub struct Memory {
     exposure: Vec<String>,
     /// Whether the directory could not be locked at the last update.
     not_locked: bool,
+    /// How often another program has changed the file, as far as the agent has seen.
+    foreign_changes: u64,
 }
 
 /// A wait for other programs to finish.
@@ -122,7 +124,11 @@ impl Memory {
         let stamp = (!missing).then(|| Stamp::of(stat));
         let first_seen = match self.seen {
             Some((seen, since)) if seen == stamp => since,
-            _ => now.boot,
+            Some(_) => {
+                self.foreign_changes += 1;
+                now.boot
+            }
+            None => now.boot,
         };
         self.seen = Some((stamp, first_seen));
         // The change time, which no program can set. It means nothing if the clock was set back since.
@@ -145,6 +151,19 @@ impl Memory {
     /// The file was at rest, or the agent does not wait for it any longer, and no other program was faster.
     pub(super) fn end_wait(&mut self) {
         self.wait = None;
+    }
+
+    /// How often another program has changed the file, as far as the agent has seen.
+    #[must_use]
+    pub fn foreign_changes(&self) -> u64 {
+        self.foreign_changes
+    }
+
+    /// The file was read without an update. `None` if it is missing.
+    pub(super) fn read(&mut self, bytes: Option<&[u8]>) {
+        if self.good().is_some_and(|good| bytes != Some(good)) {
+            self.foreign_changes += 1;
+        }
     }
 
     /// Whether the file is just as the agent has left it.
@@ -213,6 +232,29 @@ mod tests {
         assert_eq!(missing(&mut memory, 12), Duration::from_secs(2));
         memory.set_left(Some(written));
         assert_eq!(missing(&mut memory, 100), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_changes_of_other_programs_are_counted() {
+        let now = Now { boot: Duration::from_secs(1), wall: Timestamp::UNIX_EPOCH };
+        let mut memory = Memory::default();
+        let look = |memory: &mut Memory, missing, modified| {
+            memory.look(missing, &stat_of(modified, 0), now);
+            memory.foreign_changes()
+        };
+        assert_eq!(look(&mut memory, false, 1), 0, "it is new");
+        assert_eq!(look(&mut memory, false, 1), 0, "it is the same");
+        assert_eq!(look(&mut memory, false, 2), 1, "another program has changed it");
+        memory.set_left(Some(Stamp::of(&stat_of(3, 0))));
+        assert_eq!(look(&mut memory, false, 3), 1, "the agent has changed it");
+        assert_eq!(look(&mut memory, true, 3), 2, "another program has deleted it");
+        // Where it is only read, its content tells.
+        memory.read(Some(b"{}"));
+        memory.set_good(b"{}");
+        memory.read(Some(b"{}"));
+        assert_eq!(memory.foreign_changes(), 2);
+        memory.read(None);
+        assert_eq!(memory.foreign_changes(), 3);
     }
 
     /// What `stat` says of a directory, with these times of its last changes.

@@ -81,6 +81,7 @@ impl AuthFile {
         memory.set_place(&stat, &name);
         let bytes = read_path(directory.join(name))?;
         let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
+        memory.read(bytes);
         if let (Some(bytes), Content::Whole(_)) = (bytes, judge(bytes)) {
             memory.set_good(bytes);
         }

@@ -53,9 +53,9 @@ pub enum Credentials {
     Missing,
     /// Every registry has a valid entry.
     Valid {
-        /// How often the agent has repaired a file, since the kubelet may have read what was there before a repair. A new token is no
-        /// repair: the one before it is still valid.
-        repairs: u64,
+        /// How often another program has changed a file, since the kubelet may have read what was there meanwhile. A new token of the
+        /// agent's is no such change: the one before it is still valid.
+        foreign_changes: u64,
     },
 }
 
@@ -97,21 +97,21 @@ pub async fn run(
                     _ => return,
                 }
             }
-            loop {
-                let wait = remaining(&auth_files).await;
-                set_used_from(&state, Some(from_now(wait)));
-                let Some(own) = &node else { return };
-                if !wait.is_zero() {
-                    if !was_removed {
-                        info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
-                    }
-                    // The file may change meanwhile, also without a repair: it is looked at once more.
-                    tokio::select! {
-                        () = sleep(wait) => {}
-                        () = overdue.report(own, CHANGING, &state, || has_taint(own)), if !was_removed => {}
-                    }
-                    continue;
+            // Once for these credentials: what the agent itself writes meanwhile is valid, too.
+            let wait = remaining(&auth_files).await;
+            set_used_from(&state, Some(from_now(wait)));
+            let Some(own) = &node else { return };
+            if !wait.is_zero() {
+                if !was_removed {
+                    info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
                 }
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = overdue.report(own, CHANGING, &state, || has_taint(own)), if !was_removed => {}
+                }
+            }
+            loop {
+                let Some(own) = &node else { return };
                 until_removed(own, &state).await;
                 was_removed = true;
                 let Some((pause, others)) = pauses.split_first() else {
@@ -277,5 +277,21 @@ mod tests {
             let failure = state.borrow().failure.clone();
             assert_eq!(failure.is_some(), expected, "{has_taint} {minutes} {failure:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_tokens_of_the_agents_do_not_make_the_taint_wait_anew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (_send, credentials) = watch::channel(Credentials::Valid { foreign_changes: 0 });
+        let (state, mut seen) = watch::channel(StartupState::default());
+        let run = run(vec![file.path().to_owned()], Some("node-1".parse().unwrap()), credentials, state);
+        // Only the clock of the waits goes on. By the wall clock the file is always new, as if the agent had just renewed it.
+        let tries = async { seen.wait_for(|state| state.failure.is_some()).await.unwrap().clone() };
+        let state = tokio::select! {
+            _ = run => unreachable!(),
+            // There is no API server here.
+            state = timeout(kubelet_view::LONGEST * 2, tries) => state.expect("it waits anew"),
+        };
+        assert!(state.failure.unwrap().error.starts_with("cannot remove the taint"));
     }
 }
