@@ -87,13 +87,13 @@ pub(super) struct Location {
 impl Location {
     /// Parses the text after `https://`. `None` if Go refuses it.
     pub(super) fn parse(rest: &[u8]) -> Option<Self> {
-        let (rest, fragment) = cut(rest, b'#');
+        let (rest, fragment) = split_before(rest, b'#');
         unescape(fragment)?;
         if rest.iter().any(|byte| *byte < 0x20 || *byte == 0x7F) {
             return None;
         }
-        let (rest, _query) = cut(rest, b'?');
-        let (authority, path) = rest.split_at(position(rest, b'/').unwrap_or(rest.len()));
+        let (rest, _query) = split_before(rest, b'?');
+        let (authority, path) = split_before(rest, b'/');
         let host = match authority.iter().rposition(|byte| *byte == b'@') {
             Some(at) => is_user_info(&authority[..at]).then_some(&authority[at + 1..])?,
             None => authority,
@@ -106,10 +106,9 @@ impl Location {
         let whole = (self.host.as_slice(), &[][..]);
         let Some(colon) = self.host.iter().rposition(|byte| *byte == b':') else { return whole };
         let (before, port) = (&self.host[..colon], &self.host[colon + 1..]);
+        // A second colon is only in brackets.
         let host = match before {
-            [b'[', inside @ .., b']'] if !inside.contains(&b']') => inside,
-            [b'[', ..] => return whole,
-            _ if before.contains(&b':') => return whole,
+            [b'[', inside @ .., b']'] => inside,
             _ => before,
         };
         let is_bracket = |byte: &u8| *byte == b'[' || *byte == b']';
@@ -117,9 +116,9 @@ impl Location {
     }
 }
 
-/// The text before and after the first `byte`.
-fn cut(text: &[u8], byte: u8) -> (&[u8], &[u8]) {
-    position(text, byte).map_or((text, &[]), |at| (&text[..at], &text[at + 1..]))
+/// The text before the first `byte`, and from there on.
+fn split_before(text: &[u8], byte: u8) -> (&[u8], &[u8]) {
+    text.split_at(position(text, byte).unwrap_or(text.len()))
 }
 
 fn position(text: &[u8], byte: u8) -> Option<usize> {
@@ -139,8 +138,10 @@ fn parse_host(host: &[u8]) -> Option<Vec<u8>> {
         Some(0) => {
             let end = host.iter().rposition(|byte| *byte == b']')?;
             let port = &host[end + 1..];
-            let address = unescape_address(&host[1..end])?;
-            return is_port(port).then(|| [b"[", address.as_slice(), b"]", port].concat());
+            // Go also accepts a zone after `%25`, which no image's host has.
+            let address = std::str::from_utf8(&host[1..end]).ok()?;
+            let is_address = address.parse::<core::net::Ipv6Addr>().is_ok();
+            return (is_address && is_port(port)).then(|| host.to_vec());
         }
         Some(_) => return None,
         None => {}
@@ -153,19 +154,6 @@ fn parse_host(host: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     unescape_host(host)
-}
-
-/// The address in brackets: IPv6, with its zone after `%25`.
-fn unescape_address(text: &[u8]) -> Option<Vec<u8>> {
-    let zone = text.windows(3).position(|part| part == b"%25").unwrap_or(text.len());
-    let (address, zone) = text.split_at(zone);
-    let address = unescape_host(address)?;
-    let digits = std::str::from_utf8(&address).ok()?;
-    digits.parse::<core::net::Ipv6Addr>().ok()?;
-    let zone_is_good = zone.iter().all(|byte| *byte == b'%' || *byte >= 0x80 || is_host_byte(*byte))
-        && escapes(zone).all(|byte| byte == b'%' || byte == b' ' || is_host_byte(byte));
-    let zone = unescape(zone).filter(|zone| zone_is_good && zone.len() != 1)?;
-    Some([address, zone].concat())
 }
 
 /// A host without its escapes. Go allows `%xx` in a host for `%` and for bytes that are not ASCII (RFC 6874).
@@ -245,6 +233,8 @@ mod tests {
             ("example.com?token=secret", "example.com?…"),
             ("example.com/a#secret", "example.com/a#…"),
             ("https://user:secret", "https://user:…"),
+            ("oci://user:secret", "oci://user:…"),
+            ("oci+x-1.2://user:secret", "oci+x-1.2://user:…"),
             ("user:secret/x", "user:…/x"),
             ("[::1]:secret", "[::1]:…"),
             ("a\nb", "a\\nb"),
@@ -255,6 +245,56 @@ mod tests {
         }
         // A program that reads JSON gets the key itself.
         assert_eq!(visible("a\nb"), "a\nb");
+    }
+
+    #[test]
+    fn a_key_is_a_url_by_gos_rules() {
+        let cases = [
+            ("#a", true),
+            ("a.b/ ", true),
+            ("a.b/\u{1f}", false),
+            ("a.b/\u{7f}", false),
+            ("a.b?\u{1}", false),
+            ("a.b#\u{1}", true),
+            ("a.b#%zz", false),
+            ("[::1]:5000", true),
+            ("[::1]5000", false),
+            ("[::1]:x", false),
+            ("[::1/x", false),
+            ("x[::1]/x", false),
+            ("a[b]/x", false),
+            ("[1.2.3.4]:5000", false),
+            ("a%C3%A9b/x", true),
+            ("a%41b/x", false),
+            ("a%zzb/x", false),
+            ("a^b/x", false),
+            ("a:5000/x", true),
+            ("a:/x", true),
+            ("a:x/x", false),
+            ("a:1:2/x", false),
+            ("user@a/x", true),
+            ("us%41@a/x", true),
+            ("us%zz@a/x", false),
+            ("us^er@a/x", false),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(Location::parse(key.as_bytes()).is_some(), expected, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_stands_after_the_last_colon_outside_brackets() {
+        let cases = [
+            ("a.b", "a.b", ""),
+            ("a.b:5000", "a.b", "5000"),
+            ("a.b:", "a.b", ""),
+            ("[::1]:5000", "::1", "5000"),
+            ("[::1]", "[::1]", ""),
+        ];
+        for (key, host, port) in cases {
+            let location = Location::parse(key.as_bytes()).unwrap();
+            assert_eq!(location.host_and_port(), (host.as_bytes(), port.as_bytes()), "{key}");
+        }
     }
 
     proptest::proptest! {
