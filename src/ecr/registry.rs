@@ -542,6 +542,16 @@ mod tests {
     }
 
     #[test]
+    fn the_patterns_for_every_host_are_registries() {
+        let patterns = every_host();
+        assert_eq!(patterns.len(), 2 * SUFFIXES.len() + 2 * DUAL_STACK_SUFFIXES.len() + PUBLIC_HOSTS.len());
+        for pattern in patterns {
+            let host = pattern.replacen('*', "123456789012", 1).replacen('*', "eu-west-1", 1);
+            assert!(is_ecr_host(&host), "{host}");
+        }
+    }
+
+    #[test]
     fn an_answer_of_ecr_names_a_host_and_nothing_more() {
         let host = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
         let cases = [
