@@ -228,9 +228,20 @@ mod tests {
         scheduler.look(at(71.0));
         scheduler.renew();
         assert_eq!(write(&mut scheduler, 72.0, WriteResult::Changed), DriftEvent::Nothing);
+        // Nor does it end the fight if it is in the target already.
+        scheduler.renew();
+        assert_eq!(write(&mut scheduler, 72.5, WriteResult::Unchanged), DriftEvent::Nothing);
+        assert!(scheduler.is_fighting());
         scheduler.look(at(73.0));
         assert_eq!(write(&mut scheduler, 73.0, WriteResult::Unchanged), DriftEvent::Peace);
         assert!(!scheduler.is_fighting());
+        // A minute after a repair, it still counts.
+        let mut scheduler = WriteScheduler::default();
+        let events = [0, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60].map(|second| {
+            scheduler.look(at(f64::from(second)));
+            write(&mut scheduler, f64::from(second), WriteResult::Changed)
+        });
+        assert_eq!(events[9..], [DriftEvent::Repaired, DriftEvent::Fight]);
         // Repairs that are spread over more than a minute are no fight.
         let mut scheduler = WriteScheduler::default();
         for round in 0..30 {
