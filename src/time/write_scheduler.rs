@@ -92,7 +92,8 @@ impl WriteScheduler {
         self.pending = self.pending.max(Some(PendingWrite::Drift));
         if self.awaits_rest {
             self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(REST_PAUSE)));
-        } else if self.backoff.failures() > 0 && !self.fighting {
+        } else if !self.fighting {
+            // Without a failure, the pause is shorter than this.
             self.not_before = self.not_before.map(|not_before| not_before.earlier(now.after(TRY_PAUSE)));
         }
     }
@@ -235,6 +236,12 @@ mod tests {
         scheduler.look(at(73.0));
         assert_eq!(write(&mut scheduler, 73.0, WriteResult::Unchanged), DriftEvent::Peace);
         assert!(!scheduler.is_fighting());
+        // During a fight, a failed write is not repeated sooner because the target has changed.
+        let mut scheduler = WriteScheduler { fighting: true, ..WriteScheduler::default() };
+        scheduler.look(at(1.0));
+        assert_eq!(write(&mut scheduler, 1.0, WriteResult::Failed), DriftEvent::Nothing);
+        scheduler.look(at(1.1));
+        assert!(waits_until(&scheduler, 2.0));
         // A minute after a repair, it still counts.
         let mut scheduler = WriteScheduler::default();
         let events = [0, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60].map(|second| {
