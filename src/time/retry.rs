@@ -188,6 +188,7 @@ mod tests {
         let s = Duration::from_secs_f64;
         assert_eq!(before_deadline(s(5.0), s(10.0), 0.9), Some(s(5.0)));
         assert_eq!(before_deadline(s(30.0), s(10.0), 0.9), Some(s(9.0)));
+        assert_eq!(before_deadline(s(10.0), s(10.0), 0.5), Some(s(5.0)), "at the deadline it is too late");
         assert_eq!(before_deadline(s(30.0), s(0.9), 0.5), None);
     }
 

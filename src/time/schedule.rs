@@ -69,7 +69,8 @@ impl Interval {
     /// chooses its next refresh at random in the whole second half of the interval.
     #[must_use]
     pub fn after_a_crowd(self) -> Self {
-        Self { spread: self.spread.max(self.length / 2), ..self }
+        // No spread moves a refresh into the first half.
+        Self { spread: self.spread.max(self.length), ..self }
     }
 }
 
@@ -221,6 +222,7 @@ mod tests {
             (3.0, 0.0, 0.0, 51.0), // the second window opens at 54 s, whenever in the first a node called …
             (44.0, 0.0, 0.0, 10.0),
             (44.0, 0.0, 1.0, 54.72), // … and ends at 98.72 s
+            (45.0, 0.0, 0.5, 40.85),
             (50.0, 0.0, 0.5, 43.0),
             (50.0, 0.0, 0.0, 41.0),
             (50.0, 0.0, 1.0, 45.0),
