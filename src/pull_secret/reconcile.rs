@@ -257,7 +257,7 @@ fn desired_entries(
         unexpired(wanted, now).map(|(key, ours)| (key.clone(), Entry::of(ours))).collect();
     for (key, entry) in &current.entries {
         let stays = match (entries.get(key), wanted.lapse.get(key)) {
-            (Some(ours), _) => ownership == Ownership::Many && entry.record.rank(now) > ours.record.rank(now),
+            (Some(ours), _) => ownership == Ownership::Many && ours.record.rank(now) < entry.record.rank(now),
             (None, Some(until)) => entry.record.expires_at > *until,
             (None, None) => {
                 let is_kept = wanted.keep.contains(key) || wanted.entries.contains_key(key);
