@@ -131,7 +131,7 @@ fn labels(host: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Go's `filepath.Match` for one label: `*` is any text, `[…]` one character of a class.
 ///
 /// A host has no `?` and no `\`, and brackets only around an IPv6 address, so `[::1]` is a class here, as it is for the
-/// kubelet. The match goes back to the last `*` at most, so a key with many of them costs no exponential time.
+/// kubelet, and no class has a range. The match goes back to the last `*` at most, so a key with many of them costs no exponential time.
 fn glob_matches(glob: &[u8], name: &[u8]) -> bool {
     let (mut glob, mut name) = (glob, name);
     let mut last_star = None;
@@ -158,28 +158,10 @@ fn after_one(glob: &[u8], byte: u8) -> Option<&[u8]> {
     match glob {
         [b'[', rest @ ..] => {
             let (class, rest) = rest.split_at(rest.iter().position(|end| *end == b']')?);
-            is_in_class(class, byte).then_some(&rest[1..])
+            class.contains(&byte).then_some(&rest[1..])
         }
         [first, rest @ ..] => (*first == byte).then_some(rest),
         [] => None,
-    }
-}
-
-fn is_in_class(class: &[u8], byte: u8) -> bool {
-    let (mut class, mut found) = (class, false);
-    loop {
-        match class {
-            [] => return found,
-            [b'-', ..] | [_, b'-'] => return false,
-            [low, b'-', high, rest @ ..] => {
-                found |= (low..=high).contains(&&byte);
-                class = rest;
-            }
-            [only, rest @ ..] => {
-                found |= *only == byte;
-                class = rest;
-            }
-        }
     }
 }
 
@@ -202,6 +184,37 @@ fn port(port: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_without_a_port_is_a_class_of_characters() {
+        for (name, expected) in
+            [("1/x", true), ("2/x", false), ("11/x", false), ("/x", false), ("[::1]/x", false)]
+        {
+            assert_eq!(matches("[::1]", name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn two_keys_overlap_if_an_image_may_match_both() {
+        let cases = [
+            ("a.b", "a.b", true),
+            ("a.b/x", "a.b", true),
+            ("a.b/x", "a.b/y", false),
+            ("a.b", "a.c", false),
+            ("*.b", "a.b", true),
+            ("*.b", "a.*", true),
+            ("*.b/x", "a.*", true),
+            ("*.b", "a.c", false),
+            ("*.b", "x.a.b", false),
+            ("*.b", "a.b:1", false),
+            ("*.b:1", "a.b:1", true),
+            ("[::1]", "1", true),
+        ];
+        for (a, b, expected) in cases {
+            let [a, b] = [a, b].map(|key| Location::parse(key.as_bytes()).unwrap());
+            assert_eq!((overlap(&a, &b), overlap(&b, &a)), (expected, expected), "{a:?} {b:?}");
+        }
+    }
 
     #[test]
     fn many_globs_in_a_key_take_no_time() {
