@@ -51,3 +51,35 @@ pub(super) fn judge(bytes: Option<&[u8]>) -> Content<'_> {
         Err(invalid @ ParseError::Invalid(_)) => Content::Broken { reason: invalid.to_string() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_judged_as_the_kubelet_judges_it() {
+        let kind = |bytes: Option<&[u8]>| match judge(bytes) {
+            Content::Missing => "missing",
+            Content::Empty => "empty",
+            Content::Whole(_) => "whole",
+            Content::Defective { .. } => "defective",
+            Content::Broken { .. } => "broken",
+            Content::CannotPreserve(_) => "cannot preserve",
+            Content::OtherProgram(_) => "other program",
+        };
+        let cases: [(&[u8], &str); 8] = [
+            (b"", "empty"),
+            (b" \r\n\t", "empty"),
+            (b"\x0C", "broken"),
+            (b"{\"auths\":{\"a.b\":{\"auth\":\"dTpw\"}}}", "whole"),
+            (b"{\"auths\":{\"a.b\":{\"auth\":\"!\"}}}", "defective"),
+            (b"{\"auths\":{", "broken"),
+            (b"{\"x\":\"\xFF\"}", "cannot preserve"),
+            (b"kind: Config\n", "other program"),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(kind(Some(bytes)), expected, "{}", String::from_utf8_lossy(bytes));
+        }
+        assert_eq!(kind(None), "missing");
+    }
+}

@@ -210,3 +210,23 @@ fn listed(keys: &[String]) -> String {
 fn kept_as(copy: Option<&Path>) -> String {
     copy.map_or_else(String::new, |copy| format!("; what it held is kept as {}", copy.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_lists_the_first_keys_and_names_the_copy() {
+        let keys = |count: usize| -> Vec<String> { (0..count).map(|number| format!("{number}.b")).collect() };
+        let listed = |count| listed(&keys(count));
+        assert_eq!(listed(0), "none");
+        assert_eq!(listed(2), "0.b, 1.b");
+        assert_eq!(listed(MAX_LISTED), keys(MAX_LISTED).join(", "));
+        assert_eq!(listed(MAX_LISTED + 2), format!("{} and 2 more", keys(MAX_LISTED).join(", ")));
+        let note = |copy: Option<&str>| {
+            Note::MadeWay { path: PathBuf::from("/a"), copy: copy.map(PathBuf::from) }.to_string()
+        };
+        assert_eq!(note(None), "/a was not what the kubelet reads, and has made way for that");
+        assert_eq!(note(Some("/b")), note(None) + "; what it held is kept as /b");
+    }
+}

@@ -238,6 +238,8 @@ mod tests {
     fn a_name_is_read_as_the_kubelet_reads_it() {
         let digest = format!("sha256:{}", "ab".repeat(32));
         let at_digest = format!("public.ecr.aws/x/y:1@{digest}");
+        let (sha384, sha512) = (format!("sha384:{}", "ab".repeat(48)), format!("sha512:{}", "ab".repeat(64)));
+        let no_id = "a".repeat(63) + "z";
         let cases = [
             // said, looked up, host, reference
             ("nginx", "docker.io/library/nginx", "docker.io", "latest"),
@@ -252,6 +254,10 @@ mod tests {
             ("a_b.c/app", "a_b.c/app", "", "latest"),
             ("r.example.com:0443/a__b/c---d:1", "r.example.com:0443/a__b/c---d", "r.example.com:0443", "1"),
             (&at_digest, "public.ecr.aws/x/y", "public.ecr.aws", &digest),
+            ("abc", "docker.io/library/abc", "docker.io", "latest"),
+            (&no_id, &format!("docker.io/library/{no_id}"), "docker.io", "latest"),
+            (&format!("app@{sha384}"), "docker.io/library/app", "docker.io", &sha384),
+            (&format!("app@{sha512}"), "docker.io/library/app", "docker.io", &sha512),
         ];
         for (said, repository, host, reference) in cases {
             let image: Image = said.parse().unwrap_or_else(|error| panic!("{said}: {error}"));
@@ -275,6 +281,7 @@ mod tests {
     #[test]
     fn a_name_that_the_kubelet_refuses_is_refused_for_its_reason() {
         let (id, long) = ("ab".repeat(32), format!("r.example.com/{}", "a".repeat(256)));
+        let upper = format!("app@sha256:{}", "AB".repeat(32));
         let (tag, half) = (format!("app:{}", "a".repeat(129)), format!("app@sha256:{}", "a".repeat(32)));
         let cases = [
             ("", ParseImageError::Empty),
@@ -288,6 +295,11 @@ mod tests {
             ("r.example.com/app:1:2", ParseImageError::Tag),
             (&half, ParseImageError::Digest),
             ("app@", ParseImageError::Digest),
+            (&upper, ParseImageError::Digest),
+            ("r.example.com/-a", ParseImageError::Shape),
+            ("r.example.com/a-", ParseImageError::Shape),
+            ("[x]/a", ParseImageError::Shape),
+            ("[]/a", ParseImageError::Shape),
             ("r.example.com/", ParseImageError::Shape),
             ("/app", ParseImageError::Shape),
             ("r.example.com//app", ParseImageError::Shape),

@@ -299,7 +299,9 @@ mod tests {
         ];
         assert_eq!(before("*.example.com"), of_all);
         assert_eq!(before("no.example.com"), [""; 0]);
-        assert_eq!(keyring.filed_under("r.example.com").count(), 2);
+        let together: Vec<_> = keyring.filed_under("r.example.com").collect();
+        assert!(together.len() == 2 && together[0].is_filed_with(together[1]));
+        assert!(!together[0].is_filed_with(&keyring.entries()[0]));
     }
 
     #[test]
@@ -312,6 +314,27 @@ mod tests {
         assert_eq!(tried("nginx"), (vec!["https://index.docker.io/v1/".to_owned()], true));
         assert_eq!(tried("team/app"), (vec!["docker.io/team".to_owned()], false));
         assert_eq!(tried("registry.example.com/app"), (Vec::new(), false));
+    }
+
+    #[test]
+    fn an_entry_has_a_record_while_it_is_as_the_agent_wrote_it() {
+        let digest = super::super::ledger::digest("QVdTOnA=");
+        let record = format!(
+            r#"{{"expiresAt":"2026-11-24T00:00:00Z","fetchedAt":"2026-11-23T12:00:00Z","source":"s","digest":"{digest}"}}"#
+        );
+        let read = |entry: &str| {
+            let ledger = format!(r#"{{"version":1,"entries":{{"https://a.b/v2/":{record}}}}}"#);
+            let document = format!(r#"{{"auths":{{"https://a.b/v2/":{entry}}},"ecr-node-agent":{ledger}}}"#);
+            let keyring = Keyring::read(document.as_bytes(), Shape::DockerConfig).unwrap();
+            let [entry] = keyring.entries() else { panic!("{document}") };
+            (entry.record.is_some(), entry.is_empty(), entry.filed_under())
+        };
+        let index = || Some("a.b".to_owned());
+        assert_eq!(read(r#"{"auth":"QVdTOnA="}"#), (true, false, index()));
+        assert_eq!(read(r#"{"auth":"QVdTOnB="}"#), (false, false, index()));
+        assert_eq!(read(r#"{"username":"u"}"#), (false, false, index()));
+        assert_eq!(read(r#"{"password":"p"}"#), (false, false, index()));
+        assert_eq!(read("{}"), (false, true, index()));
     }
 
     #[test]

@@ -241,6 +241,8 @@ fn a_token_of_a_higher_rank_serves_as_the_one_of_the_default_registry() {
     let record = |text: &str| parse(text).own_records().remove(HOST).unwrap();
     let later = merged("{}", &ours());
     assert!(!record(&later).default_registry);
+    assert_eq!(parse::own_records(later.as_bytes()).into_keys().collect::<Vec<_>>(), [HOST]);
+    assert!(parse::own_records(b"{").is_empty());
     let mut older = wanted(&BTreeMap::from([(HOST.to_owned(), "older".to_owned())]));
     let entry = older.entries.get_mut(HOST).unwrap();
     (entry.expires_at, entry.default_registry) = (now() + SignedDuration::from_hours(1), true);
