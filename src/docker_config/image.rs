@@ -298,7 +298,7 @@ mod tests {
             (&upper, ParseImageError::Digest),
             ("r.example.com/-a", ParseImageError::Shape),
             ("r.example.com/a-", ParseImageError::Shape),
-            ("[x]/a", ParseImageError::Shape),
+            ("[x:]/a", ParseImageError::Shape),
             ("[]/a", ParseImageError::Shape),
             ("r.example.com/", ParseImageError::Shape),
             ("/app", ParseImageError::Shape),
