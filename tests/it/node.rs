@@ -338,6 +338,16 @@ impl Running<'_> {
         self.child.id()
     }
 
+    /// Kills the program that traces it, if there is one.
+    pub fn end_tracer(&self) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).unwrap().trim();
+        if tracer != "0" {
+            let tracer = nix::unistd::Pid::from_raw(tracer.parse().unwrap());
+            nix::sys::signal::kill(tracer, nix::sys::signal::Signal::SIGKILL).ok();
+        }
+    }
+
     /// Whether it has ended by itself.
     pub fn is_over(&self) -> bool {
         self.stat().starts_with('Z')
