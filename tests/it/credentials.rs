@@ -1,6 +1,6 @@
 //! Every source of AWS credentials, through the program: it uses the one that is configured, and no other if that fails.
 
-use crate::node::{HOST, Node, Run, output};
+use crate::node::{HOST, Node, Run, output, wait_until_gone};
 use crate::wire::Wire;
 use ecr_emulator::proxy::Proxy;
 use ecr_emulator::{Api, Fault, Options, Times};
@@ -692,8 +692,7 @@ fn a_process_ends_with_the_agent_and_the_agent_says_so() {
     agent.wait("the process", || std::fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n')));
     agent.stop().expect(0, &["killed a program with its child processes", "the credential_process `sh`"]);
     for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{pid} lives on: {stat}");
+        wait_until_gone(pid);
     }
 }
 

@@ -232,6 +232,17 @@ pub fn output(command: &mut Command) -> Output {
     output
 }
 
+/// Waits until a process that was killed is gone. A busy machine takes a moment for it.
+#[track_caller]
+pub fn wait_until_gone(pid: &str) {
+    let start = Instant::now();
+    let line = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    while !line().is_empty() && !line().contains(") Z ") {
+        assert!(start.elapsed().as_secs() < 60, "{pid} lives on: {}", line());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 pub fn read(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

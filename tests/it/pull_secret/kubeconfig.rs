@@ -2,7 +2,7 @@
 
 use super::{NAME, World, node_rights};
 use crate::cluster::unique;
-use crate::node::HOST;
+use crate::node::{HOST, wait_until_gone};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,11 +54,6 @@ fn plugin(script: &str) -> Value {
 }
 
 /// Whether a process with this identifier runs.
-fn runs(pid: &str) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !status.is_empty() && !status.contains(") Z ")
-}
-
 fn lines(path: &Path) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
@@ -207,7 +202,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children_and_runs_once_for_all_callers
     let pids = lines(&started);
     assert!(!pids.is_empty());
     for pid in &pids {
-        assert!(!runs(pid), "process {pid} was left behind");
+        wait_until_gone(pid);
     }
     // The callers share what came of one run, and the time is over then.
     assert_eq!(pids.len(), 2, "{pids:?}");
@@ -223,7 +218,7 @@ fn a_plugin_ends_with_the_agent() {
     agent.wait("the plugin", || lines(&started).len() >= 2);
     agent.stop().expect(0, &[]);
     for pid in lines(&started) {
-        assert!(!runs(&pid), "process {pid} was left behind");
+        wait_until_gone(&pid);
     }
 }
 
