@@ -103,7 +103,9 @@ impl Memory {
     pub(super) fn set_place(&mut self, directory: &FileStat, name: &OsStr) {
         let place = Some((directory.st_dev, directory.st_ino, name.to_owned()));
         if self.place != place {
-            *self = Self { place, ..Self::default() };
+            // The kubelet may have read what is there now.
+            let foreign_changes = self.foreign_changes + u64::from(self.place.is_some());
+            *self = Self { place, foreign_changes, ..Self::default() };
         }
     }
 
@@ -255,6 +257,11 @@ mod tests {
         assert_eq!(memory.foreign_changes(), 2);
         memory.read(None);
         assert_eq!(memory.foreign_changes(), 3);
+        // A symlink that was turned shows another file.
+        memory.set_place(&stat_of(1, 0), OsStr::new("config.json"));
+        assert_eq!(memory.foreign_changes(), 3, "the first place");
+        memory.set_place(&stat_of(1, 0), OsStr::new("other.json"));
+        assert_eq!(memory.foreign_changes(), 4);
     }
 
     /// What `stat` says of a directory, with these times of its last changes.
