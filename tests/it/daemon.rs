@@ -176,8 +176,9 @@ fn a_fight_over_one_file_leaves_the_others_as_quick_as_they_were() {
     let other = node.path("other/config.json");
     fs::create_dir(node.path("other")).unwrap();
     let agent = node.start(&["--auth-file", other.to_str().unwrap()]);
-    agent.wait("the other file", || other.exists());
-    agent.wait_for("the auth file is up to date", 1);
+    for file in [&node.auth_file(), &other] {
+        agent.wait_for(&format!("the auth file is up to date\",\"path\":\"{}\"", file.display()), 1);
+    }
     for round in 1..=11 {
         agent.wait("our token", || has_our_token(&node));
         fs::remove_file(node.auth_file()).unwrap();
