@@ -624,17 +624,20 @@ fn who_else_can_read_or_replace_the_file_is_reported_once() {
 #[test]
 fn attributes_of_users_and_programs_are_kept() {
     let node = Node::with_auth_file(FOREIGN);
-    let set = |name: &str| {
+    // Some do not fit into what is usual.
+    let long = format!("user.{}", "long".repeat(60));
+    let attributes = [("user.note", 5), ("trusted.note", 5), (&long, 1000)];
+    let set = |(name, length): (&str, usize)| {
         let file = fs::File::open(node.auth_file()).unwrap();
-        rustix::fs::fsetxattr(&file, name, b"value", rustix::fs::XattrFlags::empty()).is_ok()
+        rustix::fs::fsetxattr(&file, name, &vec![b'v'; length], rustix::fs::XattrFlags::empty()).is_ok()
     };
-    let names = ["user.note", "trusted.note"].into_iter().filter(|name| set(name)).collect::<Vec<_>>();
+    let attributes = attributes.into_iter().filter(|one| set(*one)).collect::<Vec<_>>();
     node.once(&[]).expect(0, &[]);
-    for name in names {
+    for (name, length) in attributes {
         let file = fs::File::open(node.auth_file()).unwrap();
-        let mut found = [0_u8; 10];
-        let length = rustix::fs::fgetxattr(&file, name, &mut found[..]).unwrap();
-        assert_eq!(&found[..length], b"value", "{name}");
+        let mut found = [0_u8; 2000];
+        let found_length = rustix::fs::fgetxattr(&file, name, &mut found[..]).unwrap();
+        assert_eq!(found[..found_length], vec![b'v'; length], "{name}");
     }
 }
 

@@ -58,7 +58,7 @@ fn the_clock_is_set_on_a_machine_of_its_own() {
     pack(&root, &image);
 
     let mut machine = Command::new("timeout");
-    machine.args(["300", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-nodefaults"]);
+    machine.args(["1200", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-nodefaults"]);
     machine.args([
         "-no-reboot",
         "-display",

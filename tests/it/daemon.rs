@@ -339,11 +339,7 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
         return;
     }
     // The file's fsync takes so long.
-    for (microseconds, signals, said) in [
-        ("delay_enter=1000000", 1, "\"published\""),
-        ("delay_enter=600000000", 1, "gave up a write that took too long"),
-        ("delay_enter=600000000", 2, "second stop signal: gave up a write that was under way"),
-    ] {
+    let stopped = |microseconds: &str, signals: usize| {
         let node = Node::with_auth_file(FOREIGN);
         let (log, inject) = (node.path("strace.log"), format!("inject=fsync:{microseconds}:when=1"));
         let log = log.to_str().unwrap();
@@ -359,9 +355,18 @@ fn a_stop_waits_for_a_replacement_but_not_for_ever() {
         agent.wait("its end", || agent.is_over());
         // Until the delay is over, strace would hold up the news of the end.
         agent.end_tracer();
-        agent.ended().expect(0, &[said]);
+        let run = agent.ended().expect(0, &[]);
         assert_eq!(node.document()["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz");
-    }
+        run
+    };
+    let gave_up = "gave up a write that took too long";
+    // On a busy machine it can take longer than the agent waits.
+    let mut tries = (0..10).map(|_| stopped("delay_enter=1000000", 1));
+    let run = tries.find(|run| !run.err.contains(gave_up)).expect("a machine that is less busy");
+    run.expect(0, &["\"published\""]);
+    stopped("delay_enter=600000000", 1).expect(0, &[gave_up]);
+    let said = "second stop signal: gave up a write that was under way";
+    stopped("delay_enter=600000000", 2).expect(0, &[said]);
 }
 
 #[test]
@@ -503,6 +508,10 @@ fn stopped_at_any_moment_the_file_is_whole_and_nothing_is_left() {
         let document: Value =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("round {round}: {error}: {text}"));
         assert_eq!(document["auths"]["registry.example.com"]["auth"], "dXNlcjpwYXNz", "round {round}");
+        if run.err.contains("gave up a write that took too long") {
+            // On a busy disk. What it left goes with the next run.
+            node.once(&[]).expect(0, &[]);
+        }
         assert_eq!(node.names(), ["config.json"], "round {round}");
         // It never finds a good token, so that every start fetches and writes.
         node.write("kubelet/config.json", FOREIGN);

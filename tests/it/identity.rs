@@ -181,7 +181,8 @@ impl Case {
 /// One run of the agent. A second is enough for what does not get better; a busy machine may need more for an answer.
 fn once(node: &Node) -> Run {
     let run = node.once(&["--timeout", "1s"]);
-    if run.err.contains("in time") { node.once(&["--timeout", "60s"]) } else { run }
+    let is_late = run.err.contains("in time") || run.err.contains("within --timeout");
+    if is_late { node.once(&["--timeout", "60s"]) } else { run }
 }
 
 /// Each variable and each file, present, empty and broken, alone and in pairs that matter.
