@@ -185,33 +185,39 @@ impl Overdue {
 async fn until_removed(node: &Name, state: &watch::Sender<StartupState>) {
     let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_PAUSE);
     let mut since = None;
-    loop {
-        match remove_taint(node).await {
-            Ok(Removal::Removed) => info!(%node, taint = TAINT, "removed the startup taint"),
-            Ok(Removal::NotThere) => info!(%node, taint = TAINT, "the node has no startup taint"),
-            Err(error) => {
-                let error = redact(&chain(&error), MAX_ERROR);
-                let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
-                if backoff.failures() == 1 {
-                    warn!(%node, taint = TAINT, error, "cannot remove the startup taint; while it is there, no pod is scheduled on this node");
-                } else {
-                    debug!(%node, taint = TAINT, error, "cannot remove the startup taint");
-                }
-                let failure = Failure {
-                    subject: format!("node {node}"),
-                    class: CLASS.to_owned(),
-                    error: format!("cannot remove the taint {TAINT}: {error}"),
-                    since: *since.get_or_insert_with(clock::now),
-                    next_attempt: Some(from_now(delay)),
-                };
-                state.send_modify(|state| state.failure = Some(failure));
-                sleep(delay).await;
-                continue;
-            }
+    while let Err(error) = attempt(node.clone()).await {
+        let error = redact(&chain(&error), MAX_ERROR);
+        let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
+        if backoff.failures() == 1 {
+            warn!(%node, taint = TAINT, error, "cannot remove the startup taint; while it is there, no pod is scheduled on this node");
+        } else {
+            debug!(%node, taint = TAINT, error, "cannot remove the startup taint");
         }
-        state.send_if_modified(|state| state.failure.take().is_some());
-        return;
+        let failure = Failure {
+            subject: format!("node {node}"),
+            class: CLASS.to_owned(),
+            error: format!("cannot remove the taint {TAINT}: {error}"),
+            since: *since.get_or_insert_with(clock::now),
+            next_attempt: Some(from_now(delay)),
+        };
+        state.send_modify(|state| state.failure = Some(failure));
+        sleep(delay).await;
     }
+    state.send_if_modified(|state| state.failure.take().is_some());
+}
+
+/// Tries once, and logs what was done. In a task of its own: when the credentials change, an attempt that has begun goes on, so
+/// that no removal is missing in the log.
+#[expect(clippy::disallowed_methods, reason = "the task is awaited, and ends within a limit")]
+async fn attempt(node: Name) -> Result<(), NodeError> {
+    let attempt = async move {
+        match remove_taint(&node).await? {
+            Removal::Removed => info!(%node, taint = TAINT, "removed the startup taint"),
+            Removal::NotThere => info!(%node, taint = TAINT, "the node has no startup taint"),
+        }
+        Ok(())
+    };
+    tokio::spawn(attempt).await.map_err(NodeError::Panicked)?
 }
 
 /// How long it is until the kubelet cannot be using an older look at any of the files.

@@ -37,8 +37,8 @@ pub enum NodeError {
         #[source]
         source: Box<kube::Error>,
     },
-    /// The service account could not be read because of an error in this program.
-    #[error("cannot read the service account of this pod")]
+    /// An error in this program.
+    #[error("an error in this program")]
     Panicked(#[source] JoinError),
     /// The API server did not answer.
     #[error("the API server did not answer within {} s", LIMIT.as_secs())]
