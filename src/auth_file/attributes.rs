@@ -13,6 +13,8 @@ const SELINUX: &str = "security.selinux";
 /// The prefixes of attributes that users and programs set. Others belong to the kernel, and to the content that they were
 /// computed from.
 const OTHER_PREFIXES: [&[u8]; 2] = [b"user.", b"trusted."];
+/// What a label or an access list needs. Few files have more.
+const USUAL: usize = 256;
 /// The kernel's limit for one attribute, and for the list of their names.
 const LARGEST: usize = 64 * 1024;
 
@@ -87,10 +89,8 @@ fn is_as_good(inherited: Option<&[u8]>, wanted: &[u8]) -> bool {
 }
 
 fn copy_other_attributes(new: &File, old: &File) -> Result<(), StepError> {
-    let mut names = vec![0; LARGEST];
     // A file system without attributes, or one that does not list them.
-    let Ok(length) = rustix::fs::flistxattr(old, names.as_mut_slice()) else { return Ok(()) };
-    names.truncate(length);
+    let Ok(names) = read(|buffer| rustix::fs::flistxattr(old, buffer)) else { return Ok(()) };
     let names = names.split(|byte| *byte == 0);
     for name in names.filter(|name| OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
         let Some(name) = CString::new(name).ok().and_then(|name| name.into_string().ok()) else { continue };
@@ -105,13 +105,23 @@ fn copy_other_attributes(new: &File, old: &File) -> Result<(), StepError> {
 }
 
 fn attribute(file: &File, name: &str) -> Result<Option<Vec<u8>>, Errno> {
-    let mut value = vec![0; LARGEST];
-    match rustix::fs::fgetxattr(file, name, value.as_mut_slice()) {
-        Ok(length) => {
-            value.truncate(length);
-            Ok(Some(value))
-        }
+    match read(|buffer| rustix::fs::fgetxattr(file, name, buffer)) {
+        Ok(value) => Ok(Some(value)),
         Err(rustix::io::Errno::NODATA) => Ok(None),
         Err(errno) => Err(from_rustix(errno)),
+    }
+}
+
+/// Reads with a system call that fails with `ERANGE` if its buffer is too small.
+fn read(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let with = |size| {
+        let mut buffer = vec![0; size];
+        let length = call(&mut buffer)?;
+        buffer.truncate(length);
+        Ok(buffer)
+    };
+    match with(USUAL) {
+        Err(rustix::io::Errno::RANGE) => with(LARGEST),
+        done => done,
     }
 }

@@ -1,8 +1,10 @@
 //! What a file holds, by the kubelet's rules (no I/O).
 
 use crate::docker_config::document::Document;
+use crate::docker_config::ledger::Record;
 use crate::docker_config::parse::{self, Defect, ParseError, Parsed};
 use crate::docker_config::{json, other_program};
+use std::collections::BTreeMap;
 
 /// What a file holds.
 #[derive(Debug)]
@@ -29,6 +31,20 @@ pub(super) enum Content<'a> {
     CannotPreserve(&'static str),
     /// A file of another program: a noun with its article.
     OtherProgram(String),
+}
+
+impl Content<'_> {
+    /// The records of the agent's entries in it.
+    pub(super) fn own_records(&self) -> BTreeMap<String, Record> {
+        match self {
+            Self::Whole(document) | Self::Defective { rest: document, .. } => document.own_records(),
+            Self::Missing
+            | Self::Empty
+            | Self::Broken { .. }
+            | Self::CannotPreserve(_)
+            | Self::OtherProgram(_) => BTreeMap::new(),
+        }
+    }
 }
 
 /// Judges the content of a file, or that it is missing.

@@ -14,14 +14,11 @@ use super::replace::{Previous, ReplaceError};
 use super::rest::{Completeness, Rest, Signs, rest};
 use super::set_aside::{clear_leftovers, keep_copy};
 use super::writers::is_open_for_writing;
-use crate::docker_config::ledger::Record;
 use crate::docker_config::merge::{Plan, Wanted};
-use crate::docker_config::parse::parse;
 use crate::time::clock;
 use crate::time::timer::Now;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, stat};
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -82,10 +79,11 @@ impl AuthFile {
         let bytes = read_path(directory.join(name))?;
         let bytes = bytes.as_ref().map(|bytes| bytes.as_slice());
         memory.read(bytes);
-        if let (Some(bytes), Content::Whole(_)) = (bytes, judge(bytes)) {
+        let content = judge(bytes);
+        if let (Some(bytes), Content::Whole(_)) = (bytes, &content) {
             memory.set_good(bytes);
         }
-        Ok(Outcome { records: own_records(bytes), ..Outcome::unchanged(Vec::new()) })
+        Ok(Outcome { records: content.own_records(), ..Outcome::unchanged(Vec::new()) })
     }
 
     pub(super) fn update(
@@ -133,7 +131,7 @@ impl AuthFile {
             Rest::Judge => {}
             Rest::GivenUp => notes.push(Note::NotAwaited { waited: signs.quiet.waiting_for }),
             Rest::Wait(retry_in) => {
-                let records = own_records(snapshot.bytes());
+                let records = judge(snapshot.bytes()).own_records();
                 return Ok(Outcome { records, ..Outcome::of(Effect::NotAtRest { retry_in }, notes) });
             }
         }
@@ -223,15 +221,16 @@ impl AuthFile {
             }
             Plan::Delete(_) => None,
         };
+        let content = judge(bytes);
         if let Some(bytes) = bytes {
             memory.set_mode(mode);
-            if matches!(plan, Plan::Replace(..)) && matches!(judge(Some(bytes)), Content::Whole(_)) {
+            if matches!(plan, Plan::Replace(..)) && matches!(content, Content::Whole(_)) {
                 memory.set_good(bytes);
             }
         } else {
             memory.forget();
         }
-        outcome.records = own_records(bytes);
+        outcome.records = content.own_records();
         Ok(outcome)
     }
 
@@ -329,10 +328,4 @@ pub(super) fn not_locked(directory: &LockedDirectory) -> Option<Note> {
         errno => errno.desc().to_owned(),
     };
     Some(Note::NotLocked { path: directory.path().to_owned(), why })
-}
-
-/// The records of the agent's entries in a document; empty if it cannot be read.
-fn own_records(bytes: Option<&[u8]>) -> BTreeMap<String, Record> {
-    let parsed = bytes.and_then(|bytes| parse(bytes).ok());
-    parsed.map(|parsed| parsed.document.own_records()).unwrap_or_default()
 }
