@@ -84,12 +84,11 @@ pub fn decode_auth(auth: &SecretString) -> Result<Credentials, EntryProblem> {
     };
     let config =
         GeneralPurposeConfig::new().with_decode_padding_mode(padding).with_decode_allow_trailing_bits(true);
-    let text = Zeroizing::new(auth.replace(['\r', '\n'], ""));
-    let decoded = Zeroizing::new(
-        GeneralPurpose::new(&STANDARD, config)
-            .decode(text.as_bytes())
-            .map_err(|_| EntryProblem::NotBase64)?,
-    );
+    // The capacity is reserved first: a vector that grows leaves copies of its content behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(auth.len()));
+    text.extend(auth.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')));
+    let decoded = GeneralPurpose::new(&STANDARD, config).decode(&*text);
+    let decoded = Zeroizing::new(decoded.map_err(|_| EntryProblem::NotBase64)?);
     let decoded = json::replaced(&decoded);
     let (username, password) = decoded.split_once(':').ok_or(EntryProblem::NoColon)?;
     Ok(Credentials { username: username.to_owned(), password: SecretString::from(password) })

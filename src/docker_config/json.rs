@@ -71,15 +71,16 @@ pub fn string(text: &str) -> Option<String> {
     if !text.starts_with('"') {
         return None;
     }
-    // For bytes, serde_json encodes a lone surrogate as three bytes (WTF-8). Go replaces it by U+FFFD.
-    let bytes = serde_json::Deserializer::from_str(text).deserialize_bytes(Bytes).ok()?;
-    let surrogates: Vec<usize> = (2..bytes.len())
-        .filter(|&at| bytes[at - 2] == 0xED && bytes[at - 1] >= 0xA0)
-        .map(|at| at - 2)
-        .collect();
-    let mut bytes = bytes;
-    for at in surrogates {
-        bytes[at..at + 3].copy_from_slice("\u{FFFD}".as_bytes());
+    let mut bytes = serde_json::Deserializer::from_str(text).deserialize_bytes(Bytes).ok()?;
+    // For bytes, serde_json encodes an escaped lone surrogate as three bytes (WTF-8). Go replaces it by U+FFFD.
+    if text.contains("\\u") {
+        let surrogates: Vec<usize> = (2..bytes.len())
+            .filter(|&at| bytes[at - 2] == 0xED && bytes[at - 1] >= 0xA0)
+            .map(|at| at - 2)
+            .collect();
+        for at in surrogates {
+            bytes[at..at + 3].copy_from_slice("\u{FFFD}".as_bytes());
+        }
     }
     String::from_utf8(bytes).ok()
 }
@@ -126,7 +127,13 @@ pub fn is_field(name: &str, field: &str) -> bool {
 /// Whether `text` is nested deeper than the 10,000 levels at which Go's decoder gives up.
 #[must_use]
 pub fn too_deep(text: &str) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
+    const DEEPEST: usize = 10_000;
+
+    // Each level takes a byte.
+    if text.len() <= DEEPEST {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in text.bytes() {
         match byte {
             _ if escaped => escaped = false,
@@ -134,7 +141,7 @@ pub fn too_deep(text: &str) -> bool {
             b'"' => in_string = !in_string,
             b'{' | b'[' if !in_string => {
                 depth += 1;
-                if depth > 10_000 {
+                if depth > DEEPEST {
                     return true;
                 }
             }
