@@ -20,7 +20,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Set in the virtual machine, and nowhere else: a `cargo test -- --ignored` must not set anybody's clock.
-const OWN_MACHINE: &str = "ECR_NODE_AGENT_TEST_OWN_MACHINE";
+pub const OWN_MACHINE: &str = "ECR_NODE_AGENT_TEST_OWN_MACHINE";
 const DAY: Duration = Duration::from_hours(24);
 
 /// The first process of the virtual machine.
