@@ -1,4 +1,6 @@
 //! What clap reads: every option with its variable and its default. Each command lists only the options that it uses.
+//!
+//! The structs have no doc comments: clap would take one for the description of the command that uses the struct.
 
 use super::value::{Listed, Maybe, duration, socket_address};
 use crate::docker_config::image::Image;
@@ -43,7 +45,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 3 no usable AWS credentials, region o
 4 ECR refused or could not be reached, 5 an auth file could not be read or written, \
 6 a pull secret could not be written (auth files were).";
 
-/// What the daemon and `--once` use.
+// What the daemon and `--once` use.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Refresh every target once, then exit. Always asks ECR.
@@ -116,7 +118,7 @@ pub(super) struct RunArgs {
     pub(super) log: LogArgs,
 }
 
-/// Which auth files.
+// Which auth files.
 #[derive(Debug, Args)]
 pub(super) struct AuthFileArgs {
     /// Auth file; repeatable (in the variable: separated by spaces). [default: /var/lib/kubelet/config.json]
@@ -124,7 +126,7 @@ pub(super) struct AuthFileArgs {
     pub(super) auth_files: Vec<Listed<PathBuf>>,
 }
 
-/// Which pull secrets.
+// Which pull secrets.
 #[derive(Debug, Args)]
 pub(super) struct PullSecretArgs {
     /// Keep no auth file, only pull secrets: for a Deployment with one replica, which watches them.
@@ -165,7 +167,7 @@ pub(super) struct PullSecretArgs {
     pub(super) name: Option<Maybe<Name>>,
 }
 
-/// Which registries.
+// Which registries.
 #[derive(Debug, Args)]
 pub(super) struct RegistryArgs {
     /// Registry that has an entry; repeatable (in the variable: separated by spaces). An ECR host, a pattern such as
@@ -180,7 +182,7 @@ pub(super) struct RegistryArgs {
     pub(super) registries: Vec<Listed<Registry>>,
 }
 
-/// Whom ECR is asked as.
+// Whom ECR is asked as.
 #[derive(Debug, Args)]
 pub(super) struct AwsArgs {
     /// Region of the default registry. [default: the configured region]
@@ -207,7 +209,7 @@ pub(super) struct AwsArgs {
     pub(super) roles_anywhere: Option<Maybe<RolesAnywhere>>,
 }
 
-/// When the token is refreshed.
+// When the token is refreshed.
 #[derive(Debug, Args)]
 pub(super) struct ScheduleArgs {
     /// Time between refreshes. A token is always replaced at least 30 minutes before it expires.
@@ -238,7 +240,7 @@ pub(super) struct ScheduleArgs {
     pub(super) spread: Duration,
 }
 
-/// Where the daemon's state is.
+// Where the daemon's state is.
 #[derive(Debug, Args)]
 pub(super) struct StateArgs {
     /// File in which the daemon writes its state for `status`, without secrets; empty for none. Its directory must exist.
@@ -252,7 +254,7 @@ pub(super) struct StateArgs {
     pub(super) state_file: Maybe<PathBuf>,
 }
 
-/// Whether anything is changed.
+// Whether anything is changed.
 #[derive(Debug, Args)]
 pub(super) struct DryRunArgs {
     /// Print what would change, without secrets, and change nothing.
@@ -265,7 +267,7 @@ pub(super) struct DryRunArgs {
     pub(super) dry_run: bool,
 }
 
-/// The log.
+// The log.
 #[derive(Debug, Args)]
 pub(super) struct LogArgs {
     /// Format of the log lines, which go to standard error. [default: text on a terminal, else json]
@@ -284,8 +286,9 @@ pub(super) struct LogArgs {
     pub(super) log_level: Targets,
 }
 
-/// The subcommands.
+/// The subcommands. The options of one are built only when it is used.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Subcommands {
     /// Print what this node's auth files hold for ECR, when each token expires, and what the running agent says. Exits 1 if
     /// an entry is missing or expired.
@@ -307,7 +310,6 @@ pub(super) enum Subcommands {
     Man,
 }
 
-/// `status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
@@ -332,7 +334,6 @@ pub(super) struct StatusArgs {
     pub(super) log: LogArgs,
 }
 
-/// `remove`.
 #[derive(Debug, Args)]
 pub(super) struct RemoveArgs {
     #[command(flatten)]
@@ -351,7 +352,6 @@ pub(super) struct RemoveArgs {
     pub(super) log: LogArgs,
 }
 
-/// `link`.
 #[derive(Debug, Args)]
 pub(super) struct LinkArgs {
     #[command(flatten)]
@@ -368,7 +368,6 @@ pub(super) struct LinkArgs {
     pub(super) log: LogArgs,
 }
 
-/// `explain`.
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
     /// The images, as pods name them.
@@ -400,7 +399,6 @@ pub(super) struct ExplainArgs {
     pub(super) log: LogArgs,
 }
 
-/// `credential-provider`.
 #[derive(Debug, Args)]
 pub(super) struct CredentialProviderArgs {
     /// Print the kubelet's configuration for this plugin, with these options and variables, and read no request. The plugin
@@ -429,7 +427,6 @@ pub(super) struct CredentialProviderArgs {
     pub(super) aws: AwsArgs,
 }
 
-/// `completion`.
 #[derive(Debug, Args)]
 pub(super) struct CompletionArgs {
     /// The shell.
@@ -437,7 +434,7 @@ pub(super) struct CompletionArgs {
     pub(super) shell: Shell,
 }
 
-/// The format of what a command prints.
+// The format of what a command prints.
 #[derive(Debug, Args)]
 pub(super) struct OutputArgs {
     /// Output format.

@@ -20,7 +20,7 @@ use crate::settings::{
 use crate::time::clock;
 use crate::time::schedule::Interval;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory as _};
+use clap::{ArgMatches, Args as _};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -186,10 +186,8 @@ fn credential_provider(found: Found<'_>, args: CredentialProviderArgs) -> Result
 fn given_options(found: Found<'_>) -> (Vec<String>, Vec<(String, String)>) {
     let mut arguments = vec![CREDENTIAL_PROVIDER.to_owned()];
     let mut variables = Vec::new();
-    let command = Cli::command();
-    let options =
-        command.find_subcommand(CREDENTIAL_PROVIDER).into_iter().flat_map(clap::Command::get_arguments);
-    for option in options {
+    let command = CredentialProviderArgs::augment_args(clap::Command::default());
+    for option in command.get_arguments() {
         let (Some(long), Some(variable)) = (option.get_long(), option.get_env()) else { continue };
         let id = option.get_id().as_str();
         let values: Vec<String> = found.0.get_raw(id).unwrap_or_default().map(lossy).collect();

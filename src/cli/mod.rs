@@ -38,8 +38,8 @@ pub struct Invocation {
 /// When they cannot be used. Also when the user asked for help or the version: clap prints these as errors.
 pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Invocation, clap::Error> {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    let arguments = subcommand_first(arguments);
     let mut command = Cli::command();
+    let arguments = subcommand_first(&command, arguments);
     let matches = command
         .try_get_matches_from_mut(&arguments)
         .map_err(|error| name_the_variable(error, &command, &arguments))?;
@@ -55,11 +55,18 @@ pub fn parse(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result
 
 /// Moves a subcommand before the options that precede it: `--interval 6h status` is `status --interval 6h`. So each
 /// subcommand knows only its own options, wherever they stand.
-fn subcommand_first(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let command = Cli::command();
+fn subcommand_first(command: &clap::Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let is_subcommand =
+        |argument: &OsString| argument.to_str().is_some_and(|it| command.find_subcommand(it).is_some());
+    if !arguments.iter().skip(2).any(is_subcommand) {
+        return arguments;
+    }
+    // The options of all subcommands, which are built only for this.
+    let mut complete = command.clone();
+    complete.build();
     let takes_value = |long: &str| {
         let option =
-            command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
+            complete.get_arguments().chain(complete.get_subcommands().flat_map(clap::Command::get_arguments));
         let mut same = option.filter(|option| option.get_long() == Some(long));
         same.any(|option| option.get_action().takes_values())
     };
@@ -133,6 +140,19 @@ mod tests {
     }
 
     #[test]
+    fn a_subcommand_keeps_its_description_when_its_options_are_built() {
+        let listed = Cli::command();
+        let mut complete = Cli::command();
+        complete.build();
+        for subcommand in listed.get_subcommands() {
+            let built = complete.find_subcommand(subcommand.get_name()).unwrap();
+            let description = |it: &clap::Command| it.get_about().map(ToString::to_string);
+            assert!(description(subcommand).is_some());
+            assert_eq!(description(built), description(subcommand));
+        }
+    }
+
+    #[test]
     fn a_subcommand_comes_before_its_options() {
         let cases = [
             ("p --interval 6h status --output json", "p status --interval 6h --output json"),
@@ -146,8 +166,10 @@ mod tests {
         ];
         for (given, expected) in cases {
             let words = given.split(' ').map(OsString::from).collect();
-            let words: Vec<_> =
-                subcommand_first(words).into_iter().map(|word| word.into_string().unwrap()).collect();
+            let words: Vec<_> = subcommand_first(&Cli::command(), words)
+                .into_iter()
+                .map(|word| word.into_string().unwrap())
+                .collect();
             assert_eq!(words.join(" "), expected);
         }
     }

@@ -211,7 +211,8 @@ fn every_command_line_in_the_documentation_can_be_meant() {
 #[test]
 fn every_option_that_the_documentation_names_exists() {
     let mut known: Vec<String> = FOREIGN.map(str::to_owned).to_vec();
-    let command = Cli::command();
+    let mut command = Cli::command();
+    command.build();
     for command in std::iter::once(&command).chain(command.get_subcommands()) {
         known.extend(command.get_arguments().filter_map(|it| it.get_long()).map(|long| format!("--{long}")));
     }
