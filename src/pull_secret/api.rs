@@ -12,7 +12,8 @@ use kube::{Api, Client};
 pub(super) const PAGE: u32 = 100;
 
 /// A request as RBAC sees it. Without a namespace or a name it is for all of them; a create has no name.
-pub(super) fn request(
+#[must_use]
+pub fn request(
     verb: &str,
     resource: &str,
     namespace: Option<&str>,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How many characters of a server's message are shown.
-const LONGEST_MESSAGE: usize = 300;
+const LONGEST_MESSAGE: usize = 400;
 
 /// Why a request failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -64,7 +64,8 @@ impl ApiError {
     }
 
     /// What an error of `kube` means for a request.
-    pub(super) fn of(error: &kube::Error, request: &ResourceAttributes) -> Self {
+    #[must_use]
+    pub fn of(error: &kube::Error, request: &ResourceAttributes) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(status, request),
             kube::Error::Service(error) => match error.downcast_ref::<Self>() {

@@ -15,7 +15,7 @@ use crate::time::clock;
 use crate::time::retry::{Backoff, Retry};
 use jiff::{SignedDuration, Timestamp};
 use kubelet_view::Evidence;
-use node::{NodeError, Removal, TAINT, has_taint, remove_taint};
+use node::{NodeError, OwnNode, Removal, TAINT};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -44,7 +44,7 @@ const CHANGING: &str =
 const LOOK_AGAIN: [Duration; 4] =
     [Duration::from_secs(10), Duration::from_secs(50), Duration::from_mins(4), Duration::from_mins(10)];
 /// The longest error that is shown, in characters.
-const MAX_ERROR: usize = 300;
+const MAX_ERROR: usize = 500;
 
 /// Whether the auth files hold what the kubelet needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +74,11 @@ pub struct StartupState {
 /// None at present; the result is that of every task of the agent.
 pub async fn run(
     auth_files: Vec<PathBuf>,
-    mut node: Option<Name>,
+    node: Option<Name>,
     mut credentials: watch::Receiver<Credentials>,
     state: watch::Sender<StartupState>,
 ) -> io::Result<()> {
+    let mut node = node.map(OwnNode::new);
     let overdue = Overdue { at: Instant::now() + LONGEST_WAIT, since: clock::now() };
     let mut was_removed = false;
     let mut pauses = &LOOK_AGAIN[..];
@@ -92,7 +93,7 @@ pub async fn run(
                 set_used_from(&state, None);
                 match &node {
                     Some(own) if !was_removed => {
-                        overdue.report(own, MISSING, &state, || has_taint(own)).await;
+                        overdue.report(own.name(), MISSING, &state, || own.has_taint()).await;
                     }
                     _ => return,
                 }
@@ -103,11 +104,11 @@ pub async fn run(
             let Some(own) = &node else { return };
             if !wait.is_zero() {
                 if !was_removed {
-                    info!(node = %own, taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
+                    info!(node = %own.name(), taint = TAINT, in_s = wait.as_secs(), "will remove the startup taint");
                 }
                 tokio::select! {
                     () = sleep(wait) => {}
-                    () = overdue.report(own, CHANGING, &state, || has_taint(own)), if !was_removed => {}
+                    () = overdue.report(own.name(), CHANGING, &state, || own.has_taint()), if !was_removed => {}
                 }
             }
             loop {
@@ -182,10 +183,11 @@ impl Overdue {
 }
 
 /// Tries until the taint is gone.
-async fn until_removed(node: &Name, state: &watch::Sender<StartupState>) {
+async fn until_removed(own: &OwnNode, state: &watch::Sender<StartupState>) {
+    let node = own.name();
     let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_PAUSE);
     let mut since = None;
-    while let Err(error) = attempt(node.clone()).await {
+    while let Err(error) = attempt(own.clone()).await {
         let error = redact(&chain(&error), MAX_ERROR);
         let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
         if backoff.failures() == 1 {
@@ -209,9 +211,10 @@ async fn until_removed(node: &Name, state: &watch::Sender<StartupState>) {
 /// Tries once, and logs what was done. In a task of its own: when the credentials change, an attempt that has begun goes on, so
 /// that no removal is missing in the log.
 #[expect(clippy::disallowed_methods, reason = "the task is awaited, and ends within a limit")]
-async fn attempt(node: Name) -> Result<(), NodeError> {
+async fn attempt(own: OwnNode) -> Result<(), NodeError> {
     let attempt = async move {
-        match remove_taint(&node).await? {
+        let node = own.name();
+        match own.remove_taint().await? {
             Removal::Removed => info!(%node, taint = TAINT, "removed the startup taint"),
             Removal::NotThere => info!(%node, taint = TAINT, "the node has no startup taint"),
         }

@@ -2,14 +2,17 @@
 //!
 //! They need one permission, to patch the node: a patch without changes answers with the node.
 
+use crate::pull_secret::api::request;
+use crate::pull_secret::connection::client_of_pod;
+use crate::pull_secret::error::ApiError;
 use crate::pull_secret::names::Name;
 use k8s_openapi::api::core::v1::Node;
+use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::ApiResource;
-use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 
 /// The key of the taint, whatever its value and effect.
@@ -22,12 +25,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Why the taint could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The pod has no service account.
-    #[error("cannot find the API server and the service account of this pod")]
-    NotInCluster(#[source] kube::config::InClusterError),
-    /// The service account cannot be used.
-    #[error("cannot make a client for the API server")]
-    Client(#[source] kube::Error),
     /// The API server refused, or could not be reached.
     #[error("cannot patch node {node}")]
     Patch {
@@ -35,7 +32,7 @@ pub enum NodeError {
         node: Name,
         /// What the API server or the connection said.
         #[source]
-        source: Box<kube::Error>,
+        source: ApiError,
     },
     /// An error in this program.
     #[error("an error in this program")]
@@ -54,58 +51,67 @@ pub enum Removal {
     NotThere,
 }
 
-/// Whether the node has the taint.
-///
-/// # Errors
-/// When that is not known.
-pub async fn has_taint(node: &Name) -> Result<bool, NodeError> {
-    let look = async { Ok(without_taint(&Nodes::connect().await?.look(node).await?.data).is_some()) };
-    timeout(LIMIT, look).await.unwrap_or(Err(NodeError::TooSlow))
+/// The agent's own node.
+#[derive(Debug, Clone)]
+pub struct OwnNode {
+    name: Name,
+    /// Dynamic, so that a field of a taint that this program does not know is not lost.
+    api: Api<DynamicObject>,
 }
 
-/// Removes the taint from the node. All other taints stay.
-///
-/// # Errors
-/// When the node is as it was, or when that is not known.
-pub async fn remove_taint(node: &Name) -> Result<Removal, NodeError> {
-    timeout(LIMIT, attempt(node)).await.unwrap_or(Err(NodeError::TooSlow))
-}
-
-async fn attempt(node: &Name) -> Result<Removal, NodeError> {
-    let nodes = Nodes::connect().await?;
-    let found = nodes.look(node).await?;
-    let Some(rest) = without_taint(&found.data) else { return Ok(Removal::NotThere) };
-    // The version makes it a conflict if another client has changed the taints meanwhile.
-    let version = found.metadata.resource_version;
-    let changes = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": rest } });
-    nodes.patch(node, &changes, false).await?;
-    Ok(Removal::Removed)
-}
-
-/// The nodes. Dynamic, so that a field of a taint that this program does not know is not lost.
-struct Nodes(Api<DynamicObject>);
-
-impl Nodes {
-    async fn connect() -> Result<Self, NodeError> {
-        // The service account of this pod, and no other: a kubeconfig could run a program.
-        let connect = || {
-            let config = Config::incluster().map_err(NodeError::NotInCluster)?;
-            Client::try_from(config).map_err(NodeError::Client)
-        };
-        // It reads the files of the service account.
-        let client = spawn_blocking(connect).await.map_err(NodeError::Panicked)??;
-        Ok(Self(Api::all_with(client, &ApiResource::erase::<Node>(&()))))
+impl OwnNode {
+    /// The node of this name, by the service account of this pod. The first request connects.
+    #[must_use]
+    pub fn new(name: Name) -> Self {
+        Self { name, api: Api::all_with(client_of_pod(), &ApiResource::erase::<Node>(&())) }
     }
 
-    async fn look(&self, node: &Name) -> Result<DynamicObject, NodeError> {
-        self.patch(node, &json!({}), true).await
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
     }
 
-    async fn patch(&self, node: &Name, changes: &Value, dry_run: bool) -> Result<DynamicObject, NodeError> {
+    /// Whether it has the taint.
+    ///
+    /// # Errors
+    /// When that is not known.
+    pub async fn has_taint(&self) -> Result<bool, NodeError> {
+        let look = async { Ok(without_taint(&self.look().await?.data).is_some()) };
+        timeout(LIMIT, look).await.unwrap_or(Err(NodeError::TooSlow))
+    }
+
+    /// Removes the taint. All other taints stay.
+    ///
+    /// # Errors
+    /// When the node is as it was, or when that is not known.
+    pub async fn remove_taint(&self) -> Result<Removal, NodeError> {
+        timeout(LIMIT, self.attempt()).await.unwrap_or(Err(NodeError::TooSlow))
+    }
+
+    async fn attempt(&self) -> Result<Removal, NodeError> {
+        let found = self.look().await?;
+        let Some(rest) = without_taint(&found.data) else { return Ok(Removal::NotThere) };
+        // The version makes it a conflict if another client has changed the taints meanwhile.
+        let version = found.metadata.resource_version;
+        let changes = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": rest } });
+        self.patch(&changes, false).await?;
+        Ok(Removal::Removed)
+    }
+
+    async fn look(&self) -> Result<DynamicObject, NodeError> {
+        self.patch(&json!({}), true).await
+    }
+
+    async fn patch(&self, changes: &Value, dry_run: bool) -> Result<DynamicObject, NodeError> {
+        let name = self.name.as_str();
         let field_manager = Some(FIELD_MANAGER.to_owned());
         let params = PatchParams { field_manager, dry_run, ..PatchParams::default() };
-        let patched = self.0.patch(node.as_str(), &params, &Patch::Merge(changes)).await;
-        patched.map_err(|source| NodeError::Patch { node: node.clone(), source: Box::new(source) })
+        let patched = self.api.patch(name, &params, &Patch::Merge(changes)).await;
+        patched.map_err(|error| NodeError::Patch {
+            node: self.name.clone(),
+            source: ApiError::of(&error, &request("patch", "nodes", None, Some(name))),
+        })
     }
 }
 

@@ -6,10 +6,15 @@ use crate::manifests::{NAMESPACE, apply, installed, soon};
 use crate::needs::{Need, all_here};
 use crate::node::{Node, Running};
 use crate::serve::{address, get};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use std::fs::Permissions;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const TAINT: &str = "ecr-node-agent/not-ready";
 /// The service account of `golden/startup-taint.yaml`.
@@ -104,12 +109,16 @@ fn start<'a>(node: &'a mut Node, cluster: &Cluster, name: &str) -> Running<'a> {
 }
 
 fn start_with<'a>(node: &'a mut Node, cluster: &Cluster, token: &str) -> Running<'a> {
+    start_beside(node, cluster.port(), &std::fs::read_to_string(cluster.ca_file()).unwrap(), token)
+}
+
+fn start_beside<'a>(node: &'a mut Node, port: u16, ca: &str, token: &str) -> Running<'a> {
     node.write("account/token", token);
-    node.write("account/ca.crt", &std::fs::read_to_string(cluster.ca_file()).unwrap());
+    node.write("account/ca.crt", ca);
     node.write("account/namespace", NAMESPACE);
     node.set("ACCOUNT", node.path("account").to_str().unwrap());
     node.set("KUBERNETES_SERVICE_HOST", "127.0.0.1");
-    node.set("KUBERNETES_SERVICE_PORT", &cluster.port().to_string());
+    node.set("KUBERNETES_SERVICE_PORT", &port.to_string());
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_A_POD, "sh"];
     node.start_under(&wrapper, &["--listen", "127.0.0.1:0"])
 }
@@ -218,6 +227,52 @@ fn a_taint_that_cannot_be_removed_is_reported() {
     });
     assert_eq!(taints(cluster, &name), ["example.com/other", TAINT]);
     agent.stop().expect(0, &["its own node, with the token of its pod"]);
+}
+
+/// Answers every request with a body of 256 MiB, as far as the client reads. Returns the port, the certificate authority, and how
+/// many bytes were sent.
+fn endless_api_server() -> (u16, String, Arc<AtomicUsize>) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut client = StreamOwned::new(tls, connection.unwrap());
+            if client.read(&mut [0; 8192]).is_err() {
+                continue;
+            }
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 268435456\r\n\r\n\"";
+            let mut block = head.as_bytes().to_vec();
+            while client.write_all(&block).is_ok() && count.fetch_add(block.len(), Relaxed) < 256 << 20 {
+                block = vec![b'x'; 1 << 16];
+            }
+        }
+    });
+    (port, made.cert.pem(), sent)
+}
+
+#[test]
+fn an_answer_without_end_is_not_read_to_its_end() {
+    if !all_here(&[Need::Mounts]) {
+        return;
+    }
+    let (port, ca, sent) = endless_api_server();
+    let mut node = Node::new();
+    node.once(&[]).expect(0, &[]);
+    start_kubelet(&node);
+    node.set("ECR_NODE_AGENT_STARTUP_TAINT_NODE", "node-1");
+    let agent = start_beside(&mut node, port, &ca, "token");
+    agent.wait_for("cannot remove the startup taint; while it is there, no pod is scheduled on this node", 1);
+    agent.stop().expect(0, &["the API server's answer is invalid"]);
+    let sent = sent.load(Relaxed) >> 20;
+    assert!(sent < 64, "the agent has read {sent} MiB");
 }
 
 #[test]
