@@ -2,7 +2,7 @@
 
 use crate::agent::signals::Signals;
 use crate::auth_file::publish::on_each;
-use crate::auth_file::{AuthFile, Effect, LinkRecord, Memory, PublishOptions};
+use crate::auth_file::{AuthFile, AuthFileError, Effect, LinkRecord, Memory, Outcome, PublishOptions};
 use crate::ecr::registry::Registry;
 use crate::pull_secret;
 use crate::pull_secret::names::PullSecrets;
@@ -28,9 +28,7 @@ pub(super) async fn remove(
     let options = PublishOptions { now: clock::now(), dry_run, explicit: true };
     let keys: Arc<[String]> = registries.iter().map(|registry| registry.key().to_owned()).collect();
     let uninstall = move |file: &AuthFile, memory: &mut Memory| file.uninstall(&keys, options, memory);
-    let published = on_each(auth_files, Instant::now() + LIMIT, uninstall).await;
-    let mut round = Round { published, ..Round::default() };
-    super::log_files(&round, dry_run);
+    let mut round = act_on_each(auth_files, options, uninstall).await;
     if !secrets.is_empty() {
         round.secrets = pull_secret::remove(secrets, dry_run).await;
     }
@@ -51,19 +49,24 @@ pub(super) async fn link(auth_files: &[AuthFile], undo: bool, dry_run: bool) -> 
         }
         Ok(outcome)
     };
-    let round =
-        Round { published: on_each(auth_files, Instant::now() + LIMIT, change).await, ..Round::default() };
-    super::log_files(&round, dry_run);
-    super::finished(&round, dry_run)
+    super::finished(&act_on_each(auth_files, options, change).await, dry_run)
 }
 
 /// Makes the links for a watcher, and logs what became of them.
 pub(super) async fn make_links(auth_files: &[AuthFile]) -> Round {
     let options = PublishOptions { now: clock::now(), dry_run: false, explicit: true };
-    let make = move |file: &AuthFile, memory: &mut Memory| file.link(options, memory);
-    let round =
-        Round { published: on_each(auth_files, Instant::now() + LIMIT, make).await, ..Round::default() };
-    super::log_files(&round, false);
+    act_on_each(auth_files, options, move |file, memory| file.link(options, memory)).await
+}
+
+/// Does something to each auth file, and logs what was done.
+async fn act_on_each(
+    auth_files: &[AuthFile],
+    options: PublishOptions,
+    act: impl Fn(&AuthFile, &mut Memory) -> Result<Outcome, AuthFileError> + Clone + Send + 'static,
+) -> Round {
+    let published = on_each(auth_files, Instant::now() + LIMIT, act).await;
+    let round = Round { published, ..Round::default() };
+    super::log_files(&round, options.dry_run);
     round
 }
 
