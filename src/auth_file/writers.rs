@@ -119,10 +119,11 @@ fn search(proc: &OwnedFd, id: &str, wanted: Wanted, budget: &mut usize) -> Found
     };
     let mut buffer = [MaybeUninit::uninit(); READ_AT_ONCE];
     let mut entries = RawDir::new(&descriptors, &mut buffer);
+    let mut found = Found::Nothing;
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(error) => return if has_ended(error) { Found::Nothing } else { Found::Incomplete },
+            Err(error) => return if has_ended(error) { found } else { Found::Incomplete },
         };
         let Some(descriptor) = number(entry.file_name()) else { continue };
         let Some(left) = budget.checked_sub(1) else { return Found::Incomplete };
@@ -131,23 +132,24 @@ fn search(proc: &OwnedFd, id: &str, wanted: Wanted, budget: &mut usize) -> Found
             Ok(true) => return Found::Writer,
             Ok(false) => {}
             Err(error) if has_ended(error) => {}
-            // The kernel decides for the whole process whether its files may be looked at.
-            Err(_) => return Found::Incomplete,
+            // The permission is for the whole process, so its other files cannot be looked at, either.
+            Err(rustix::io::Errno::ACCESS) => return Found::Incomplete,
+            Err(_) => found = Found::Incomplete,
         }
     }
-    Found::Nothing
+    found
 }
 
-/// Whether an open file is the wanted one, and open for writing. A node has thousands of open files, so this asks for little,
-/// and for what tells the most of them apart first.
+/// Whether an open file is the wanted one, and open for writing. The cheapest checks come first: a node has thousands of open
+/// files.
 fn is_writer(descriptors: &OwnedFd, descriptor: &str, wanted: Wanted) -> rustix::io::Result<bool> {
-    // The link to a file is its path; those to sockets and pipes, the most of all, begin otherwise.
+    // Only a path begins with `/`. Most descriptors are sockets and pipes.
     let mut first = [0];
     readlinkat_raw(descriptors, descriptor, &mut first)?;
     if first != *b"/" {
         return Ok(false);
     }
-    // The mode of the link tells for what the file is open.
+    // The link's owner may write if the file is open for writing.
     let link = statat(descriptors, descriptor, AtFlags::SYMLINK_NOFOLLOW)?;
     if !Mode::from_raw_mode(link.st_mode).contains(Mode::WUSR) {
         return Ok(false);
@@ -244,6 +246,27 @@ mod tests {
         fs::create_dir(proc.path().join("1")).unwrap();
         first(&proc.path().join("1"));
         proc
+    }
+
+    #[test]
+    fn a_writer_is_seen_beside_descriptors_that_cannot_be_read() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let read = File::open(&path).unwrap();
+        let writer = File::options().append(true).open(&path).unwrap();
+        let proc = proc(INITIAL_PID_NAMESPACE, |process| {
+            fs::create_dir(process.join("fd")).unwrap();
+            symlink("/proc/self/fdinfo", process.join("fdinfo")).unwrap();
+            // Before and after the link: the order of a directory is not known.
+            for number in 1_000..1_020 {
+                // Not a link.
+                File::create(process.join("fd").join(number.to_string())).unwrap();
+            }
+            symlink(&path, process.join("fd").join(writer.as_raw_fd().to_string())).unwrap();
+        });
+        fs::remove_file(proc.path().join("2")).unwrap();
+        assert_eq!(is_open_for_writing_in(proc.path(), &read), Some(true));
+        fs::remove_file(proc.path().join("1/fd").join(writer.as_raw_fd().to_string())).unwrap();
+        assert_eq!(is_open_for_writing_in(proc.path(), &read), None);
     }
 
     #[test]
