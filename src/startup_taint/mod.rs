@@ -12,7 +12,7 @@ use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::report::redact::redact;
 use crate::time::clock;
-use crate::time::retry::{Backoff, Retry};
+use crate::time::retry::Backoff;
 use jiff::{SignedDuration, Timestamp};
 use kubelet_view::Evidence;
 use node::{NodeError, OwnNode, Removal, TAINT};
@@ -188,8 +188,9 @@ async fn until_removed(own: &OwnNode, state: &watch::Sender<StartupState>) {
     let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_PAUSE);
     let mut since = None;
     while let Err(error) = attempt(own.clone()).await {
+        let retry = error.retry();
         let error = redact(&chain(&error), MAX_ERROR);
-        let delay = backoff.failed(Retry::Later, Duration::ZERO, Duration::ZERO, fastrand::f64());
+        let delay = backoff.failed(retry, Duration::ZERO, Duration::ZERO, fastrand::f64());
         if backoff.failures() == 1 {
             warn!(%node, taint = TAINT, error, "cannot remove the startup taint; while it is there, no pod is scheduled on this node");
         } else {

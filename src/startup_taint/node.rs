@@ -6,6 +6,7 @@ use crate::pull_secret::api::request;
 use crate::pull_secret::connection::client_of_pod;
 use crate::pull_secret::error::ApiError;
 use crate::pull_secret::names::Name;
+use crate::time::retry::Retry;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams};
@@ -25,6 +26,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Why the taint could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// There is no node of this name.
+    #[error("there is no node {0}")]
+    NotFound(Name),
     /// The API server refused, or could not be reached.
     #[error("cannot patch node {node}")]
     Patch {
@@ -40,6 +44,16 @@ pub enum NodeError {
     /// The API server did not answer.
     #[error("the API server did not answer within {} s", LIMIT.as_secs())]
     TooSlow,
+}
+
+impl NodeError {
+    /// What it says about the next attempt.
+    pub(super) fn retry(&self) -> Retry {
+        match self {
+            Self::Patch { source, .. } => source.retry_after().map_or(Retry::Later, Retry::After),
+            Self::NotFound(_) | Self::Panicked(_) | Self::TooSlow => Retry::Later,
+        }
+    }
 }
 
 /// What a removal found.
@@ -66,13 +80,13 @@ impl OwnNode {
         Self { name, api: Api::all_with(client_of_pod(), &ApiResource::erase::<Node>(&())) }
     }
 
-    /// Its name.
+    /// The node's name.
     #[must_use]
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// Whether it has the taint.
+    /// Whether the node has the taint.
     ///
     /// # Errors
     /// When that is not known.
@@ -108,9 +122,13 @@ impl OwnNode {
         let field_manager = Some(FIELD_MANAGER.to_owned());
         let params = PatchParams { field_manager, dry_run, ..PatchParams::default() };
         let patched = self.api.patch(name, &params, &Patch::Merge(changes)).await;
-        patched.map_err(|error| NodeError::Patch {
-            node: self.name.clone(),
-            source: ApiError::of(&error, &request("patch", "nodes", None, Some(name))),
+        // The server's own text is kept: it says whether a right is missing or the policy has refused.
+        patched.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 404 => NodeError::NotFound(self.name.clone()),
+            error => NodeError::Patch {
+                node: self.name.clone(),
+                source: ApiError::of(&error, &request("patch", "nodes", None, Some(name))),
+            },
         })
     }
 }

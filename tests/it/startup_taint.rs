@@ -231,7 +231,7 @@ fn a_taint_that_cannot_be_removed_is_reported() {
 
 /// Answers every request with a body of 256 MiB, as far as the client reads. Returns the port, the certificate authority, and how
 /// many bytes were sent.
-fn endless_api_server() -> (u16, String, Arc<AtomicUsize>) {
+fn api_server_with_large_answers() -> (u16, String, Arc<AtomicUsize>) {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
     let config = ServerConfig::builder().with_no_client_auth();
@@ -259,11 +259,11 @@ fn endless_api_server() -> (u16, String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn an_answer_without_end_is_not_read_to_its_end() {
+fn an_answer_that_is_too_large_is_not_read_to_its_end() {
     if !all_here(&[Need::Mounts]) {
         return;
     }
-    let (port, ca, sent) = endless_api_server();
+    let (port, ca, sent) = api_server_with_large_answers();
     let mut node = Node::new();
     node.once(&[]).expect(0, &[]);
     start_kubelet(&node);
@@ -273,6 +273,31 @@ fn an_answer_without_end_is_not_read_to_its_end() {
     agent.stop().expect(0, &["the API server's answer is invalid"]);
     let sent = sent.load(Relaxed) >> 20;
     assert!(sent < 64, "the agent has read {sent} MiB");
+}
+
+#[test]
+fn the_reason_of_a_refusal_is_told() {
+    if !all_here(&[Need::ApiServer, Need::Mounts]) {
+        return;
+    }
+    let cluster = granted();
+    let (existing, missing) = (tainted_node(cluster), unique("node"));
+    let cases = [
+        (&missing, token(cluster, Some(&existing)), format!("there is no node {missing}")),
+        (&existing, cluster.service_account().token(), "cannot patch resource \\\"nodes\\\"".to_owned()),
+    ];
+    for (name, token, reason) in cases {
+        let mut node = Node::new();
+        node.once(&[]).expect(0, &[]);
+        start_kubelet(&node);
+        node.set("ECR_NODE_AGENT_STARTUP_TAINT_NODE", name);
+        let agent = start_with(&mut node, cluster, &token);
+        agent.wait_for(
+            "cannot remove the startup taint; while it is there, no pod is scheduled on this node",
+            1,
+        );
+        agent.stop().expect(0, &[&reason]);
+    }
 }
 
 #[test]
