@@ -1,8 +1,8 @@
-//! The one `kube` client of the program, over connections that are replaced as servers and credentials change.
+//! Every client for the API server, over connections that are replaced as servers and credentials change.
 //!
 //! A `kube` client keeps the API server and the credentials that it was made with, and its typed requests are not limited in
 //! time or size and drop `Retry-After`. So this client sends each request through the inner client that is current then, and
-//! adds these limits. All watches and requests share the inner client, and so the work of making a new one.
+//! adds these limits. All watches and requests of a client share its inner client, and so the work of making a new one.
 
 use super::error::ApiError;
 use super::exec::{self, Credential};

@@ -29,7 +29,8 @@ pub enum ApiError {
     /// The agent lacks a right. The text is the command with which an administrator can check this.
     #[error("not allowed: `{0}` says no")]
     Forbidden(String),
-    /// The API server refused the request for another reason than a missing right: a quota, a webhook, an invalid object.
+    /// The API server refused a write: a quota, a webhook, an invalid object. Also a missing right, unless the answer was
+    /// `checked`.
     #[error("the API server refused the request: {0}")]
     Refused(String),
     /// Nothing can be created in a namespace that is being deleted.

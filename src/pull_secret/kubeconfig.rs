@@ -43,7 +43,7 @@ pub enum ConfigError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot use {origin}: {problem}")]
     Invalid { origin: String, problem: String },
-    #[error("reading the kubeconfig and the files that it names takes more than {} s", .0.as_secs())]
+    #[error("reading the configuration and the credentials for the API server takes more than {} s", .0.as_secs())]
     Slow(Duration),
     #[error("the kubeconfig's command `{command}` failed")]
     Exec { command: String, source: ExecError },
@@ -142,8 +142,9 @@ fn in_cluster(error: InClusterError) -> ConfigError {
         InClusterError::ParseCertificates(error) => ConfigError::invalid(file("ca.crt").display(), error),
         InClusterError::ParseClusterUrl(error) => ConfigError::invalid(HOST, error),
         InClusterError::ParseClusterPort(error) => ConfigError::invalid(PORT, error),
-        // The other variable is set.
-        InClusterError::ReadEnvironmentVariable(error) => ConfigError::invalid(PORT, error),
+        InClusterError::ReadEnvironmentVariable(error) => {
+            ConfigError::invalid(format_args!("{HOST} and {PORT}"), error)
+        }
     }
 }
 
