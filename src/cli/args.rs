@@ -1,6 +1,6 @@
 //! What clap reads: every option with its variable and its default. Each command lists only the options that it uses.
 //!
-//! The structs have no doc comments: clap would take one for the description of the command that uses the struct.
+//! The structs with the options of a command have no doc comments: clap would take one for the description of the command.
 
 use super::value::{Listed, Maybe, duration, socket_address};
 use crate::docker_config::image::Image;

@@ -58,7 +58,7 @@ pub(super) async fn make_links(auth_files: &[AuthFile]) -> Round {
     act_on_each(auth_files, options, move |file, memory| file.link(options, memory)).await
 }
 
-/// Does something to each auth file, and logs what was done.
+/// Runs `act` on each auth file, and logs the results.
 async fn act_on_each(
     auth_files: &[AuthFile],
     options: PublishOptions,
