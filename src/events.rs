@@ -4,7 +4,9 @@
 //! when it ends, and every half hour between, since the API server forgets Events after an hour. Equal Events become one with a
 //! count, by the API's own rules. If the API server does not take one, it is lost: the log and `status` say the same.
 
+use crate::pull_secret::api::request;
 use crate::pull_secret::connection::client_of_pod;
+use crate::pull_secret::error::ApiError;
 use crate::report::agent_state::Failure;
 use crate::report::exit::chain;
 use crate::report::redact::redact;
@@ -26,6 +28,8 @@ const REPEAT: Duration = Duration::from_mins(30);
 const LIMIT: Duration = Duration::from_secs(10);
 /// The longest note, in characters. The API server accepts 1024 bytes.
 const MAX_NOTE: usize = 300;
+/// The longest error that is logged, in characters.
+const MAX_ERROR: usize = 500;
 
 /// The pod that the Events are about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +162,8 @@ async fn publish(pod: &PodRef, recorder: &Recorder, reason: Reason, note: String
     match timeout(LIMIT, recorder.publish(&event, &reference(pod))).await {
         Ok(Ok(())) => debug!(reason = reason.name(), "published an Event"),
         Ok(Err(error)) => {
-            let error = redact(&chain(&error), MAX_NOTE);
+            let request = request("create", "events", Some(&pod.namespace), None);
+            let error = redact(&chain(&ApiError::of(&error, &request)), MAX_ERROR);
             warn!(reason = reason.name(), error, "cannot publish an Event");
         }
         Err(_) => warn!(reason = reason.name(), "cannot publish an Event: the API server does not answer"),

@@ -79,7 +79,8 @@ fn without_a_service_account_the_agent_works_and_says_why_there_are_no_events() 
     agent.wait_for("cannot publish an Event", 1);
     node.aws.heal();
     agent.wait_for("\"published\"", 1);
-    agent.stop().expect(0, &[]);
+    let reason = "\"cannot connect to the API server: cannot use KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: ";
+    agent.stop().expect(0, &[reason]);
     node.run(&["--event-pod", "agent"]).expect(2, &["expected NAMESPACE/NAME/UID of this pod"]);
 }
 
