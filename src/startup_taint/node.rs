@@ -145,6 +145,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_busy_api_server_says_how_long_to_wait() {
+        let failed = |source| NodeError::Patch { node: "node-1".parse().unwrap(), source };
+        let pause = Duration::from_secs(7);
+        let busy = |pause| failed(ApiError::Busy("429: too many".to_owned(), pause));
+        assert_eq!(busy(Some(pause)).retry(), Retry::After(pause));
+        assert_eq!(busy(None).retry(), Retry::Later);
+        assert_eq!(failed(ApiError::Conflict).retry(), Retry::Later);
+    }
+
+    #[test]
     fn only_the_taint_of_this_key_goes() {
         let ours = json!({ "key": TAINT, "effect": "NoSchedule" });
         let twice = json!({ "key": TAINT, "effect": "NoExecute", "value": "x" });
